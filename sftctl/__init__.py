@@ -1,0 +1,1 @@
+"""sftctl: one typed, layered configuration becomes a fine-tuning run that can be proven."""

@@ -1,0 +1,1 @@
+"""The configuration layer: sources -> layers -> one strict, frozen Bundle. Knows no torch, no numpy."""
