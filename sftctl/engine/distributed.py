@@ -1,0 +1,59 @@
+"""The ranks of a run, as torch's own distributed engine has them. One process needs no process group.
+
+torchrun's environment says who we are; gloo serves CPUs, nccl CUDA. Nothing here is home-made communication.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place: `rank` of `world_size`, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all ranks, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        total: list[float] = tensor.tolist()
+        return total
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def default_device(local_rank: int = 0) -> torch.device:
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def start() -> Ranks:
+    """Join the process group that the launcher announced, or stand alone."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = default_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Ranks(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,226 @@
+"""Optimisers, learning-rate schedules, weight-decay groups and the gradient norm.
+
+A schedule is a function from (step, total, warm-up) to a factor of the peak learning rate, with Transformers'
+formulas (`transformers.optimization`), so that curves compare. No scheduler object: the learning rate of a step
+follows from its number alone, and a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sftctl.errors import ModelError, Problem
+
+Schedule = Callable[[int, int, int], float]
+"""(step from 0, total steps, warm-up steps) -> factor in [0, 1], after warm-up."""
+
+WSD_DECAY_SHARE = 0.2
+"""The share of a run that `warmup_stable_decay` spends decaying (10-20 % in arXiv 2405.18392)."""
+
+
+def _progress(step: int, total: int, warmup: int) -> float:
+    return min(1.0, (step - warmup) / max(1, total - warmup))
+
+
+def _linear(step: int, total: int, warmup: int) -> float:
+    return 1.0 - _progress(step, total, warmup)
+
+
+def _cosine(step: int, total: int, warmup: int) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * _progress(step, total, warmup)))
+
+
+def _constant(step: int, total: int, warmup: int) -> float:
+    return 1.0
+
+
+def _inverse_sqrt(step: int, total: int, warmup: int) -> float:
+    timescale = warmup or 10_000
+    return 1.0 / math.sqrt((step - warmup + timescale) / timescale)
+
+
+def _warmup_stable_decay(step: int, total: int, warmup: int) -> float:
+    decay = max(1, round(WSD_DECAY_SHARE * total))
+    return min(1.0, max(0.0, (total - step) / decay))
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "constant_with_warmup": _constant,
+    # Transformers' default power is 1, which makes it linear down to min_lr_ratio.
+    "polynomial": _linear,
+    "inverse_sqrt": _inverse_sqrt,
+    "warmup_stable_decay": _warmup_stable_decay,
+}
+
+
+def learning_rate_at(
+    step: int,
+    *,
+    total_steps: int,
+    learning_rate: float,
+    lr_scheduler_type: str,
+    warmup_steps: float,
+    min_lr_ratio: float,
+) -> float:
+    """The learning rate of step `step` (from 0). `warmup_steps` below 1 is a share of `total_steps`.
+
+    During warm-up step s has s / warm-up of the peak, as in Transformers; a plain "constant" has no warm-up.
+    With warm-up 2 of 4 steps and "linear": 0, 1/2, 1, 1/2 of the peak.
+    """
+    warmup = math.ceil(warmup_steps * total_steps) if 0 < warmup_steps < 1 else int(warmup_steps)
+    if lr_scheduler_type == "constant":
+        warmup = 0
+    if step < warmup:
+        return learning_rate * step / warmup
+    factor = SCHEDULES[lr_scheduler_type](step, total_steps, warmup)
+    return learning_rate * (min_lr_ratio + (1.0 - min_lr_ratio) * factor)
+
+
+def decay_groups(parameters: Iterable[tuple[str, Tensor]], *, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and other vectors do not."""
+    matrices, vectors = [], []
+    for _, parameter in parameters:
+        (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Optimizers(torch.optim.Optimizer):
+    """Several optimisers over disjoint parameters behind one interface: Muon for matrices, AdamW for the rest."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = tuple(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        # The groups are the parts' own objects, so that a learning rate set here is set there.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for part in self.parts:
+            part.step()
+        self.state.update({key: value for part in self.parts for key, value in part.state.items()})
+
+
+def _adamw(
+    parameters: Sequence[tuple[str, Tensor]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> torch.optim.Optimizer:
+    groups = decay_groups(parameters, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+
+
+def _adamw_8bit(
+    parameters: Sequence[tuple[str, Tensor]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit  # optional, and seconds to import
+    except ImportError as missing:
+        raise ModelError(
+            Problem("optim.optimizer", "adamw_8bit needs bitsandbytes", help="pip install 'sftctl[quant]'")
+        ) from missing
+    groups = decay_groups(parameters, weight_decay=weight_decay)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon)
+    return optimizer
+
+
+def _sgd(
+    parameters: Sequence[tuple[str, Tensor]], *, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    return torch.optim.SGD(decay_groups(parameters, weight_decay=weight_decay), lr=learning_rate, foreach=True)
+
+
+def _adafactor(
+    parameters: Sequence[tuple[str, Tensor]], *, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    groups = decay_groups(parameters, weight_decay=weight_decay)
+    return torch.optim.Adafactor(groups, lr=learning_rate)  # type: ignore[attr-defined,no-any-return]
+
+
+def _muon(
+    parameters: Sequence[tuple[str, Tensor]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> torch.optim.Optimizer:
+    """Muon for hidden matrices, AdamW for embeddings, head and vectors (as its paper has it, arXiv 2502.16982).
+
+    `match_rms_adamw` scales Muon's update to AdamW's usual size, so that one learning rate serves both.
+    """
+    hidden = [
+        (name, parameter)
+        for name, parameter in parameters
+        if parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))
+    ]
+    names = {name for name, _ in hidden}
+    rest = [(name, parameter) for name, parameter in parameters if name not in names]
+    parts: list[torch.optim.Optimizer] = []
+    if hidden:
+        parts.append(
+            torch.optim.Muon(
+                [parameter for _, parameter in hidden],
+                lr=learning_rate,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    if rest:
+        parts.append(
+            _adamw(rest, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, epsilon=epsilon)
+        )
+    return Optimizers(parts)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+    "muon": _muon,
+}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """The 2-norm over all gradients, float32, a scalar. 0 where nothing has a gradient."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    return nn.utils.get_total_norm(grads, norm_type=2.0)
+
+
+def clip_gradients(parameters: Sequence[Tensor], norm: Tensor, max_grad_norm: float) -> None:
+    """Scale all gradients by max_grad_norm / (norm + 1e-6) where that is below 1, as torch does."""
+    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+
+
+def parameters_of(settings: Mapping[str, Any], function: Callable[..., object]) -> dict[str, Any]:
+    """Of `settings`, those that are keyword parameters of `function`: a variant's fields are its parameters."""
+    code = function.__code__  # type: ignore[attr-defined]
+    names = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    return {name: settings[name] for name in names if name in settings}

@@ -1,0 +1,107 @@
+"""One optimiser step: micro-batches in, an update and its figures out.
+
+The loss is a sum over supervised tokens, divided once by their number N in the whole global batch (all
+micro-batches, all ranks), which is known before the first forward pass. So the gradient does not depend on how
+the batch was cut. Nothing here reads the configuration or writes a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sftctl.engine.distributed import Ranks
+from sftctl.engine.losses import LossSums
+from sftctl.engine.optim import clip_gradients, gradient_norm, set_learning_rate
+from sftctl.engine.precision import Weights
+from sftctl.errors import Problem, TrainingError
+from sftctl.records import Batch
+
+Forward = Callable[[Batch], LossSums]
+"""A micro-batch through model and loss: sums over its supervised tokens, the loss connected to the graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """Figures of one step, over the whole global batch."""
+
+    loss: float
+    grad_norm: float
+    mean_token_accuracy: float
+    entropy: float
+    num_tokens: int
+    num_supervised: int
+
+
+class TrainStep:
+    """Holds what a step works on: the forward, the weights, the optimiser, and this process's place."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        weights: Weights,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None,
+        ranks: Ranks,
+        activations: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.forward = forward
+        self.weights = weights
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.ranks = ranks
+        self.activations = activations
+
+    def __call__(self, batches: Sequence[Batch], *, learning_rate: float) -> StepTotals:
+        num_tokens, num_supervised = self.ranks.total(
+            [sum(batch.num_tokens for batch in batches), sum(batch.num_supervised for batch in batches)]
+        )
+        self.weights.zero_gradients()
+        sums = [self._accumulate(batch, max(1.0, num_supervised)) for batch in batches]
+        norm = gradient_norm(self.weights.masters)
+        loss, correct, entropy = self.ranks.total(torch.stack(sums).sum(0).tolist())
+        grad_norm = float(norm)
+        self._refuse_not_finite(loss, grad_norm, batches)
+        if self.max_grad_norm is not None:
+            clip_gradients(self.weights.masters, norm, self.max_grad_norm)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.weights.publish()
+        share = 1.0 / max(1.0, num_supervised)
+        return StepTotals(
+            loss=loss * share,
+            grad_norm=grad_norm,
+            mean_token_accuracy=correct * share,
+            entropy=entropy * share,
+            num_tokens=int(num_tokens),
+            num_supervised=int(num_supervised),
+        )
+
+    def _accumulate(self, batch: Batch, num_supervised: float) -> Tensor:
+        """Add one micro-batch's share of the gradient; return its (loss, correct, entropy) sums, float64 [3]."""
+        with self.activations():
+            sums = self.forward(batch)
+            (sums.loss / num_supervised).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([sums.loss.detach().double(), sums.num_correct.double(), sums.entropy.double()])
+
+    def _refuse_not_finite(self, loss: float, grad_norm: float, batches: Sequence[Batch]) -> None:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+        rows = sorted({sample for batch in batches for sample in batch.samples})
+        shown = ", ".join(map(str, rows[:16])) + (", …" if len(rows) > 16 else "")
+        raise TrainingError(
+            Problem(
+                "",
+                f"{what}; the weights were not changed by this step (prepared rows {shown})",
+                help="lower optim.learning_rate or add optim.warmup_steps; with bf16, try train.precision = \"fp32\"; "
+                "look at these rows with 'sftctl data preview'",
+            )
+        )
