@@ -59,9 +59,7 @@ class Run:
         None, "Name of the run directory; none: recipe, time and a short digest.", check=NOT_EMPTY, common=True
     )
     tags: tuple[str, ...] = leaf((), "Words to find the run by, handed to the trackers.", check=NOT_EMPTY)
-    seed: int = leaf(
-        42, "Seed of weights, data order and dropout.", check=Limit(low=0, high=2**32 - 1), common=True
-    )
+    seed: int = leaf(42, "Seed of weights, data order and dropout.", check=Limit(low=0, high=2**32 - 1), common=True)
     overwrite: bool = leaf(False, "Replace a run directory of the same name instead of refusing it.")
 
 
@@ -80,7 +78,7 @@ class Model:
     revision: str = leaf("main", "Branch, tag or commit of a Hub model.", flat="model_revision", check=NOT_EMPTY)
     init: Literal["pretrained", "random"] = leaf("pretrained", "Where the first weights come from.")
     architecture: Mapping[str, Any] = leaf(
-        EMPTY, "Fields of the model's config to set; with init = \"random\" and no name_or_path, model_type among them."
+        EMPTY, 'Fields of the model\'s config to set; with init = "random" and no name_or_path, model_type among them.'
     )
     tokenizer: str | None = leaf(
         None,
@@ -144,7 +142,7 @@ class Dataset:
     fraction: float | None = leaf(
         None, "Share of the mixture; shares are normalised to one and no source is oversampled.", check=POSITIVE
     )
-    weight: float | None = leaf(None, "Weight of this source with mixing = \"interleave\".", check=POSITIVE)
+    weight: float | None = leaf(None, 'Weight of this source with mixing = "interleave".', check=POSITIVE)
     limit: int | None = leaf(None, "Read only the first rows.", unit="rows", check=AT_LEAST_1)
 
 
@@ -169,7 +167,9 @@ class Data:
     dataset_num_proc: int | None = leaf(
         None, "Processes that prepare rows; none: threads of the tokenizer.", check=AT_LEAST_1
     )
-    on_bad_row: Literal["error", "skip"] = leaf("error", "Stop at a row that does not fit, or write it to dropped.jsonl.")
+    on_bad_row: Literal["error", "skip"] = leaf(
+        "error", "Stop at a row that does not fit, or write it to dropped.jsonl."
+    )
     on_mask_problem: Literal["error", "warn"] = leaf("error", "Stop when the mask proof fails, or only say so.")
     cache_dir: str | None = leaf(
         None, "Folder of prepared data; none: the user's cache folder.", check=NOT_EMPTY, is_path=True
@@ -206,7 +206,9 @@ class Sft:
     router_aux_loss_coef: float = leaf(
         0.001, "Weight of the load-balancing loss; mixture-of-experts models only.", check=AT_LEAST_0
     )
-    activation_offloading: bool = leaf(False, "Keep activations in host memory between forward and backward.", common=True)
+    activation_offloading: bool = leaf(
+        False, "Keep activations in host memory between forward and backward.", common=True
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -238,15 +240,19 @@ class Train:
 
     num_train_epochs: float = leaf(3.0, "Passes over the training data.", unit="epochs", check=POSITIVE, common=True)
     max_steps: int | None = leaf(
-        None, "Stop after this many optimiser steps; overrides num_train_epochs.", unit="steps", check=AT_LEAST_1, common=True
+        None,
+        "Stop after this many optimiser steps; overrides num_train_epochs.",
+        unit="steps",
+        check=AT_LEAST_1,
+        common=True,
     )
     per_device_train_batch_size: int = leaf(
         8, "Rows (packed: sequences) a device takes at a time.", unit="rows", check=AT_LEAST_1, common=True
     )
-    gradient_accumulation_steps: int = leaf(
-        1, "Micro-batches added up before a step.", check=AT_LEAST_1, common=True
+    gradient_accumulation_steps: int = leaf(1, "Micro-batches added up before a step.", check=AT_LEAST_1, common=True)
+    precision: Literal["auto", "fp32", "bf16"] = leaf(
+        "auto", "Compute precision; auto: bf16 where the device computes in it."
     )
-    precision: Literal["auto", "fp32", "bf16"] = leaf("auto", "Compute precision; auto: bf16 where the device computes in it.")
     gradient_checkpointing: Literal[True, False, "selective"] = leaf(
         True, "Recompute activations: all (true), all but matrix products and attention (selective), none (false)."
     )
@@ -265,7 +271,10 @@ class Eval:
     per_device_eval_batch_size: int = leaf(8, "Rows a device evaluates at a time.", unit="rows", check=AT_LEAST_1)
     eval_samples: int | None = leaf(None, "Evaluate only the first rows; none: all.", unit="rows", check=AT_LEAST_1)
     generate_samples: int = leaf(
-        0, "Held-out rows answered greedily at each evaluation, for eval_exact_match and eval_stopped.", unit="rows", check=AT_LEAST_0
+        0,
+        "Held-out rows answered greedily at each evaluation, for eval_exact_match and eval_stopped.",
+        unit="rows",
+        check=AT_LEAST_0,
     )
     max_new_tokens: int = leaf(256, "Longest generated answer.", unit="tokens", check=AT_LEAST_1)
     metric_for_best_model: str = leaf("eval_loss", "Metric that decides which checkpoint is best.", check=NOT_EMPTY)
@@ -282,7 +291,11 @@ class Checkpoint:
     save_steps: int = leaf(500, "Save a checkpoint every so many steps.", unit="steps", check=AT_LEAST_1, common=True)
     save_total_limit: int | None = leaf(3, "Keep this many checkpoints; none: all.", check=AT_LEAST_1)
     resume: str = leaf(
-        "auto", "Go on from the newest checkpoint (auto), never, or from a path.", check=NOT_EMPTY, is_path=True, common=True
+        "auto",
+        "Go on from the newest checkpoint (auto), never, or from a path.",
+        check=NOT_EMPTY,
+        is_path=True,
+        common=True,
     )
     async_save: bool = leaf(True, "Write checkpoints while training goes on.")
     save_final: bool = leaf(True, "Save the final model.")
@@ -293,7 +306,9 @@ class Log:
     """What is logged, how often, and to which trackers."""
 
     logging_steps: int = leaf(10, "Log every so many steps.", unit="steps", check=AT_LEAST_1)
-    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = leaf((), "Trackers beside metrics.jsonl.")
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = leaf(
+        (), "Trackers beside metrics.jsonl."
+    )
     project: str | None = leaf(None, "Project name for the trackers; none: sftctl.", check=NOT_EMPTY)
 
 

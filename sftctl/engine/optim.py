@@ -86,7 +86,8 @@ def learning_rate_at(
 
 def decay_groups(parameters: Iterable[tuple[str, Tensor]], *, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and other vectors do not."""
-    matrices, vectors = [], []
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
     for _, parameter in parameters:
         (matrices if parameter.ndim >= 2 else vectors).append(parameter)
     groups = [
@@ -109,7 +110,15 @@ class Optimizers(torch.optim.Optimizer):
         assert closure is None
         for part in self.parts:
             part.step()
-        self.state.update({key: value for part in self.parts for key, value in part.state.items()})
+            self.state.update(part.state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            mine = (parameter for group in part.param_groups for parameter in group["params"])
+            part.state.update({parameter: self.state[parameter] for parameter in mine if parameter in self.state})
 
 
 def _adamw(
@@ -153,7 +162,7 @@ def _adafactor(
     parameters: Sequence[tuple[str, Tensor]], *, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     groups = decay_groups(parameters, weight_decay=weight_decay)
-    return torch.optim.Adafactor(groups, lr=learning_rate)  # type: ignore[attr-defined,no-any-return]
+    return torch.optim.Adafactor(groups, lr=learning_rate)
 
 
 def _muon(
@@ -186,9 +195,7 @@ def _muon(
             )
         )
     if rest:
-        parts.append(
-            _adamw(rest, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, epsilon=epsilon)
-        )
+        parts.append(_adamw(rest, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, epsilon=epsilon))
     return Optimizers(parts)
 
 
@@ -221,6 +228,6 @@ def clip_gradients(parameters: Sequence[Tensor], norm: Tensor, max_grad_norm: fl
 
 def parameters_of(settings: Mapping[str, Any], function: Callable[..., object]) -> dict[str, Any]:
     """Of `settings`, those that are keyword parameters of `function`: a variant's fields are its parameters."""
-    code = function.__code__  # type: ignore[attr-defined]
+    code = function.__code__
     names = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
     return {name: settings[name] for name in names if name in settings}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """"auto": bf16 where the device computes in it, else fp32."""
+    """ "auto": bf16 where the device computes in it, else fp32."""
     if precision == "fp32":
         return "fp32"
     if precision == "bf16":
@@ -27,10 +27,10 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether bf16 products run on the device's own units, not by way of float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capability = torch.backends.cpu.get_cpu_capability()
-        return capability.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+        return capability.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())
     return False
 
 
@@ -54,7 +54,7 @@ class Weights:
             if compute_dtype is not None and parameter.dtype == torch.float32 != compute_dtype:
                 master = parameter.data
                 parameter.data = master.to(compute_dtype)
-                parameter.register_post_accumulate_grad_hook(self._take_gradient)
+                parameter.register_post_accumulate_grad_hook(self._take_gradient)  # type: ignore[no-untyped-call]
                 self._pairs.append((parameter, master))
             self.named[name] = master
             self._master_of[id(parameter)] = master

@@ -101,7 +101,7 @@ class TrainStep:
             Problem(
                 "",
                 f"{what}; the weights were not changed by this step (prepared rows {shown})",
-                help="lower optim.learning_rate or add optim.warmup_steps; with bf16, try train.precision = \"fp32\"; "
+                help='lower optim.learning_rate or add optim.warmup_steps; with bf16, try train.precision = "fp32"; '
                 "look at these rows with 'sftctl data preview'",
             )
         )
