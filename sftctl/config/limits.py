@@ -27,7 +27,7 @@ class Limit:
             if reason is not None:
                 raise ValueError(reason)
 
-    def refuse(self, value: float | None) -> str | None:
+    def refuse(self, value: Any) -> str | None:
         """The reason why `value` is out of bounds, or None."""
         if value is None or isinstance(value, str):
             return None
@@ -40,10 +40,14 @@ class Limit:
     def __str__(self) -> str:
         parts = []
         if self.low is not None:
-            parts.append(f"{'>' if self.open_low else '>='} {self.low:g}")
+            parts.append(f"{'>' if self.open_low else '>='} {_number(self.low)}")
         if self.high is not None:
-            parts.append(f"{'<' if self.open_high else '<='} {self.high:g}")
+            parts.append(f"{'<' if self.open_high else '<='} {_number(self.high)}")
         return " and ".join(parts) or "a finite number"
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 FINITE = Limit()

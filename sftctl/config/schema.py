@@ -35,18 +35,29 @@ def leaf(
     flat: str | None = None,
     check: Any = None,
     is_path: bool = False,
+    may_be_hub_id: bool = False,
+    words: tuple[str, ...] = (),
     common: bool = False,
 ) -> Any:
     """A leaf of a group.
 
     `flat` is the option's short spelling where the leaf's own name would clash or mislead
     (`name_or_path` -> `--model-name-or-path`). `is_path` marks what is read relative to the file that
-    says it. `common` puts it first in `--help`.
+    says it; `may_be_hub_id` that it is a Hub id where no such file exists; `words` are values that are no path.
+    `common` puts it first in `--help`.
     """
     return attrs.field(
         default=default,
         validator=check,
-        metadata={"help": help, "unit": unit, "flat": flat, "is_path": is_path, "common": common},
+        metadata={
+            "help": help,
+            "unit": unit,
+            "flat": flat,
+            "is_path": is_path,
+            "may_be_hub_id": may_be_hub_id,
+            "words": words,
+            "common": common,
+        },
     )
 
 
@@ -73,6 +84,7 @@ class Model:
         flat="model_name_or_path",
         check=NOT_EMPTY,
         is_path=True,
+        may_be_hub_id=True,
         common=True,
     )
     revision: str = leaf("main", "Branch, tag or commit of a Hub model.", flat="model_revision", check=NOT_EMPTY)
@@ -85,6 +97,8 @@ class Model:
         "Tokenizer's Hub id or folder; none: the model's; \"bytes\": the built-in byte-level one.",
         check=NOT_EMPTY,
         is_path=True,
+        may_be_hub_id=True,
+        words=("bytes",),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = leaf("float32", "Data type of the master weights.")
     attn_implementation: Literal[
@@ -130,7 +144,9 @@ class Peft:
 class Dataset:
     """One source of rows: an entry of `data.datasets` or `data.eval_datasets`."""
 
-    path: str = leaf(attrs.NOTHING, "Local file, folder or glob, or a Hub id.", check=NOT_EMPTY, is_path=True)
+    path: str = leaf(
+        attrs.NOTHING, "Local file, folder or glob, or a Hub id.", check=NOT_EMPTY, is_path=True, may_be_hub_id=True
+    )
     name: str | None = leaf(None, "Configuration (subset) of a Hub data set.", check=NOT_EMPTY)
     data_dir: str | None = leaf(None, "Folder inside a Hub data set.", check=NOT_EMPTY)
     data_files: tuple[str, ...] | None = leaf(None, "Files inside a folder or Hub data set.", check=NOT_EMPTY)
@@ -138,7 +154,7 @@ class Dataset:
     format: Literal["auto", "pretokenized", "messages", "prompt_completion", "alpaca", "text"] = leaf(
         "auto", "Shape of the rows; auto: found from the columns."
     )
-    columns: Mapping[str, Any] = leaf(EMPTY, "Renames: the name wanted here = the column's name in the source.")
+    columns: Mapping[str, str] = leaf(EMPTY, "Renames: the name wanted here = the column's name in the source.")
     fraction: float | None = leaf(
         None, "Share of the mixture; shares are normalised to one and no source is oversampled.", check=POSITIVE
     )

@@ -10,6 +10,7 @@ class Table(Mapping[str, Any]):
     """Keys in the order they were written; values frozen by `freeze`. Equal to any mapping with equal items."""
 
     __slots__ = ("_items",)
+    _items: dict[str, Any]
 
     def __init__(self, items: Mapping[str, Any] | None = None) -> None:
         object.__setattr__(self, "_items", {key: freeze(value) for key, value in (items or {}).items()})
