@@ -1,0 +1,32 @@
+"""Real disks with real faults: small in-memory file systems, mounted where the tests run as root."""
+
+import os
+import subprocess
+
+import pytest
+
+
+def _mount(folder, options):
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"mount is not allowed here: {done.stderr.decode().strip()}")
+    return folder
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of one mebibyte."""
+    folder = _mount(tmp_path / "disk", "size=1m")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only_folder(tmp_path):
+    """A file system that refuses every write, to root too."""
+    folder = _mount(tmp_path / "read-only", "ro,size=1m")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
