@@ -1,0 +1,137 @@
+"""`sftctl`: the commands, each in a module of its own that is imported when it is called.
+
+Exit codes: 0 done, 1 training stopped or two configurations differ, 2 something to mend in what was given,
+3 stopped on purpose with a checkpoint; 130 interrupted, 141 the reader of a pipe went away. What is the user's
+to mend is a report on standard error and never a traceback; a traceback is a bug of ours and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import typer
+from typer.main import get_command
+
+from sftctl.cli.command import Commands, Entry
+from sftctl.cli.switches import Example
+from sftctl.cli.terminal import colour_report, has_colour, write
+from sftctl.errors import SftctlError
+
+PROGRAM = "sftctl"
+COMPLETE = "_SFTCTL_COMPLETE"
+INTERRUPTED, BROKEN_PIPE, BUG = 130, 141, 70
+
+
+def _version(ctx: Any) -> None:
+    from importlib.metadata import version  # it reads the disk
+
+    write(f"{PROGRAM} {version(PROGRAM)}")
+
+
+def _install_completion(ctx: Any) -> None:
+    from typer.completion import install_callback  # it looks for the shell
+
+    install_callback(ctx, None, True)  # type: ignore[arg-type]
+
+
+def _show_completion(ctx: Any) -> None:
+    from typer.completion import show_callback  # it looks for the shell
+
+    show_callback(ctx, None, True)  # type: ignore[arg-type]
+
+
+class Sftctl(Commands):
+    """The commands of `sftctl`. A command is listed when it works."""
+
+    entries: ClassVar = {
+        "train": Entry("sftctl.cli.train", "Fine-tune a model."),
+        "config": Entry("sftctl.cli.config", "Show, compare, write, check and explain configurations."),
+    }
+    options: ClassVar = {
+        "--version": ("Show the version.", _version),
+        "--install-completion": ("Complete commands and options in this shell.", _install_completion),
+        "--show-completion": ("Show that completion script instead.", _show_completion),
+    }
+    examples = (
+        Example("sftctl train recipe:quickstart", "See it work, in a minute, without a GPU or a network:"),
+        Example("sftctl config init run.toml", "Write a commented file with every setting, and edit it:"),
+        Example("sftctl train run.toml --dry-run", "Check all that can be checked before the weights load:"),
+        Example("sftctl train run.toml --learning-rate 1e-4", "Train, with a setting changed on the way:"),
+        Example("sftctl config show run.toml --origin", "See where each value comes from:"),
+    )
+
+
+app = typer.Typer(name=PROGRAM, cls=Sftctl, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def sftctl() -> None:
+    """Supervised fine-tuning from one typed configuration, with proof of what was trained."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; the entry point of the `sftctl` script."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except SftctlError as error:
+        code = report(error)
+    except KeyboardInterrupt:
+        write("\nstopped", stream=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter flushes at exit
+        code = BROKEN_PIPE
+    except Exception:
+        code = _bug()
+    return code
+
+
+def _run(words: list[str]) -> int:
+    command = get_command(app)
+    if COMPLETE in os.environ:
+        return _complete(command)
+    try:
+        with command.make_context(PROGRAM, words) as ctx:
+            code = command.invoke(ctx)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _complete(command: Any) -> int:
+    """Answer the shell. Nothing that goes wrong may be written over a half-typed line."""
+    from typer.completion import get_completion_inspect_parameters  # only a shell needs it
+
+    get_completion_inspect_parameters()  # which registers Typer's shells
+    try:
+        command.main([], prog_name=PROGRAM)
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except Exception:
+        return BUG
+    return 0
+
+
+def report(error: SftctlError) -> int:
+    """Write what is wrong to standard error; the exit code that says so."""
+    from sftctl.config.report import render  # only an error needs it
+
+    write(colour_report(render(error), colour=has_colour(sys.stderr)), stream=sys.stderr)
+    return error.exit_code
+
+
+def _bug() -> int:
+    import traceback  # only a bug needs it
+
+    traceback.print_exc()
+    write(
+        f"\n{PROGRAM}: this is a bug in {PROGRAM}, not in what you gave it. Please report the lines above, "
+        f"with the command and its files.",
+        stream=sys.stderr,
+    )
+    return BUG

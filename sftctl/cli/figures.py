@@ -1,0 +1,103 @@
+"""Numbers and sentences of a run as a person reads them, the same on a screen and in a log file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sftctl.records import Answer, EvalReport, RunResult, StepReport
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `1:05`, `2:03:04`."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+def metric(value: float) -> str:
+    """Four decimals where they say something, else three digits and an exponent: `0.9525`, `1.25e-05`, `12,345`."""
+    if value == int(value) and abs(value) >= 1000:
+        return f"{int(value):,}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:.4f}"
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def step_line(report: StepReport, total_steps: int, seconds_left: float | None) -> str:
+    """`step  20/312  epoch 0.19  loss 2.3140  lr 1.9e-05  12,345 tokens/s  left 1:20`."""
+    width = len(str(total_steps))
+    left = f"  left {duration(seconds_left)}" if seconds_left is not None else ""
+    return (
+        f"step {report.step:>{width}}/{total_steps}  epoch {report.epoch:.2f}  loss {report.loss:.4f}  "
+        f"lr {report.learning_rate:.3g}  {report.tokens_per_second:,.0f} tokens/s{left}"
+    )
+
+
+def evaluation_line(report: EvalReport) -> str:
+    """`evaluation at step 100: eval_loss 0.3120, eval_exact_match 0.8125`."""
+    figures = ", ".join(f"{name} {metric(value)}" for name, value in report.metrics.items())
+    return f"evaluation at step {report.step}: {figures}"
+
+
+def before_and_after(reports: Sequence[EvalReport]) -> list[tuple[str, str, str]]:
+    """A row for each metric: its name, its first value, its last. One evaluation has nothing before it."""
+    if not reports:
+        return []
+    first: Mapping[str, float] = reports[0].metrics if len(reports) > 1 else {}
+    return [
+        (name, metric(first[name]) if name in first else "", metric(value))
+        for name, value in reports[-1].metrics.items()
+    ]
+
+
+def sample(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """A few answers to show: the wrong ones are what one wants to see, so up to half of them, then right ones."""
+    wrong = [answer for answer in answers if not answer.exact][: count // 2]
+    right = [answer for answer in answers if answer.exact][: count - len(wrong)]
+    chosen = {id(answer) for answer in (*wrong, *right)}
+    return [answer for answer in answers if id(answer) in chosen]
+
+
+def one_line(text: str, limit: int) -> str:
+    """`text` on one line, cut in the middle where it is longer than `limit`: both its ends say something."""
+    line = " ".join(text.split())
+    if len(line) <= limit:
+        return line
+    half = (limit - 3) // 2
+    return f"{line[:half]} … {line[-(limit - 3 - half) :]}"
+
+
+def next_steps(result: RunResult) -> list[tuple[str, str]]:
+    """What one does after a run: a title and lines to copy."""
+    path = _shown(result.path)
+    steps = []
+    if (result.path / "final").is_dir():
+        loading = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{path}/final")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{path}/final")'
+        )
+        steps.append(("Load the model", loading))
+    config = shlex.quote(f"{path}/config.toml")
+    steps.append(("See every setting", f"sftctl config show {config} --changed"))
+    steps.append(("Train it again", f"sftctl train {config} --run-name {shlex.quote(result.path.name + '-again')}"))
+    return steps
+
+
+def _shown(path: Path) -> str:
+    """Relative to where one stands, where that is shorter."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.as_posix()

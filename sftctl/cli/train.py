@@ -1,0 +1,60 @@
+"""`sftctl train [FILE…] [options]`: resolve, prove, train."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from sftctl.cli.command import Command
+from sftctl.cli.files import FILES
+from sftctl.cli.options import Invocation
+from sftctl.cli.resolving import apply_environment, resolve_invocation
+from sftctl.cli.switches import Example, Switch, Usage
+from sftctl.cli.terminal import is_terminal
+
+if TYPE_CHECKING:
+    from sftctl.engine.driver import Reporter
+
+USAGE = Usage(
+    summary="Fine-tune a model as the files, the environment and the options say.",
+    about=(
+        "Later files win over earlier ones, SFTCTL_GROUP__KEY variables over files, options over both. All that "
+        "can be checked is checked before the weights load, and every problem is shown at once. The run "
+        "directory holds the configuration, the metrics, what was left out of the data, and the final model."
+    ),
+    words=FILES,
+    switches=(Switch("dry-run", "Stop before the weights load, having checked all that can be checked."),),
+    examples=(
+        Example("sftctl train recipe:quickstart", "A whole run in a minute, without a GPU or a network:"),
+        Example(
+            "sftctl train --model-name-or-path MODEL --dataset rows.jsonl --packing",
+            "Your rows on a small model, without a file:",
+        ),
+        Example("sftctl train run.toml --learning-rate 1e-4 --run-name higher", "A file, with changes:"),
+    ),
+    takes_leaves=True,
+    lists_leaves=True,
+)
+
+
+def run(invocation: Invocation) -> None:
+    resolved = resolve_invocation(invocation)
+    apply_environment(resolved)
+    from sftctl.engine.driver import train  # torch: only once there is something to train
+
+    with _reporter(logging_steps=resolved.bundle.log.logging_steps) as reporter:
+        train(resolved.bundle, resolved=resolved, reporter=reporter, dry_run=invocation.on("dry-run"))
+
+
+def _reporter(*, logging_steps: int) -> AbstractContextManager[Reporter]:
+    if is_terminal(sys.stdout):
+        from sftctl.cli.render import Screen  # rich: only where something is drawn
+
+        return Screen()
+    from sftctl.cli.lines import Lines  # the other case
+
+    return Lines(logging_steps=logging_steps)
+
+
+command = Command("train", USAGE, run)
