@@ -1,0 +1,174 @@
+"""Prepared rows of one source: arrays on disk, memory-mapped, or in memory.
+
+    Writer.append(chunk)*  ->  Store
+
+| array | dtype | shape |
+|---|---|---|
+| ids | int32 | tokens |
+| trained | uint8 | tokens |
+| weights | float32 | tokens; only where some weight is not 1 |
+| lengths | int32 | rows |
+| answers | int32 | rows, 2 |
+| rows | int64 | rows: the row's number in its source, from 1 |
+
+Properties: chunks are written as they come, so that memory does not grow with the data; an entry on disk is
+complete or absent (written aside, its index last, then renamed); the fingerprint follows from the contents alone.
+
+Trade-off: five bytes a token, not compressed, so that a start is a memory map and not a read: 0.01 s for
+GSM8K's 8 MB, and the same for 100 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftctl.engine.data.labels import Chunk
+
+DTYPES: dict[str, Any] = {
+    "ids": np.int32,
+    "trained": np.uint8,
+    "weights": np.float32,
+    "lengths": np.int32,
+    "answers": np.int32,
+    "rows": np.int64,
+}
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The rows of one source, by position. `meta` is what the tally said: plain data."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.uint8]
+    weights: NDArray[np.float32] | None
+    lengths: NDArray[np.int32]
+    answers: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    fingerprint: str
+    meta: Mapping[str, Any]
+    starts: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        starts = np.zeros(len(self.lengths) + 1, dtype=np.int64)
+        np.cumsum(self.lengths, out=starts[1:])
+        object.__setattr__(self, "starts", starts)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class Writer:
+    """Takes chunks, in order; to files in `folder`, or to memory where that is None."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._parts: dict[str, list[NDArray[Any]]] = {name: [] for name in DTYPES}
+        self._files: dict[str, IO[bytes]] = {}
+        self._hash = {name: hashlib.blake2b(digest_size=16) for name in DTYPES}
+        self._num_tokens = 0
+        self._weighted = False
+
+    def append(self, chunk: Chunk, rows: NDArray[np.int64]) -> None:
+        """Write a chunk; `rows` are its rows' numbers in the source."""
+        if chunk.weights is not None and not self._weighted:
+            self._weighted = True
+            self._put_ones(self._num_tokens)
+        self._put("ids", chunk.ids)
+        self._put("trained", chunk.trained)
+        if self._weighted:
+            self._put("weights", np.ones(len(chunk.ids), np.float32) if chunk.weights is None else chunk.weights)
+        self._put("lengths", chunk.lengths)
+        self._put("answers", chunk.answers)
+        self._put("rows", rows)
+        self._num_tokens += len(chunk.ids)
+
+    def finish(self, meta: Mapping[str, Any]) -> Store:
+        """Close, and give back what was written."""
+        for file in self._files.values():
+            file.close()
+        names = [name for name in DTYPES if name != "weights" or self._weighted]
+        fingerprint = hashlib.blake2b(
+            json.dumps([[name, self._hash[name].hexdigest()] for name in names if name != "rows"]).encode(),
+            digest_size=16,
+        ).hexdigest()
+        if self._folder is not None:
+            index = {"fingerprint": fingerprint, "weighted": self._weighted, "meta": dict(meta)}
+            index["digests"] = {name: self._hash[name].hexdigest() for name in names}
+            (self._folder / INDEX).write_text(json.dumps(index))
+            return read_store(self._folder)
+        arrays = {name: _joined(self._parts[name], name) for name in names}
+        return _store(arrays, fingerprint, meta)
+
+    def _put(self, name: str, values: NDArray[Any]) -> None:
+        array = np.ascontiguousarray(values, dtype=DTYPES[name])
+        self._hash[name].update(array.data)
+        if self._folder is None:
+            self._parts[name].append(array)
+            return
+        if name not in self._files:
+            self._files[name] = (self._folder / name).open("wb")
+        self._files[name].write(array.data)
+
+    def _put_ones(self, count: int) -> None:
+        step = 2**20
+        for start in range(0, count, step):
+            self._put("weights", np.ones(min(step, count - start), np.float32))
+
+
+def read_store(folder: Path) -> Store:
+    """Memory-map an entry. Raises OSError, ValueError or KeyError where it is not whole."""
+    index = json.loads((folder / INDEX).read_text())
+    arrays = {name: _mapped(folder / name, name) for name in index["digests"]}
+    return _store(arrays, index["fingerprint"], index["meta"])
+
+
+def check_store(folder: Path) -> None:
+    """Read an entry whole and hold it against its digests; raises ValueError where they differ."""
+    index = json.loads((folder / INDEX).read_text())
+    for name, digest in index["digests"].items():
+        path = folder / name
+        if not path.exists() and digest == hashlib.blake2b(digest_size=16).hexdigest():
+            continue
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if found != digest:
+            raise ValueError(f"{path} is damaged")
+
+
+def _store(arrays: Mapping[str, NDArray[Any]], fingerprint: str, meta: Mapping[str, Any]) -> Store:
+    store = Store(
+        ids=arrays["ids"],
+        trained=arrays["trained"],
+        weights=arrays.get("weights"),
+        lengths=arrays["lengths"],
+        answers=arrays["answers"].reshape(-1, 2),
+        rows=arrays["rows"],
+        fingerprint=fingerprint,
+        meta=meta,
+    )
+    num_rows, num_tokens = len(store), int(store.starts[-1])
+    sizes = (len(store.ids), len(store.trained), len(store.answers), len(store.rows))
+    if sizes != (num_tokens, num_tokens, num_rows, num_rows) or (
+        store.weights is not None and len(store.weights) != num_tokens
+    ):
+        raise ValueError("the arrays of a prepared source do not fit each other")
+    return store
+
+
+def _joined(parts: list[NDArray[Any]], name: str) -> NDArray[Any]:
+    return np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, DTYPES[name])
+
+
+def _mapped(path: Path, name: str) -> NDArray[Any]:
+    if not path.exists() or path.stat().st_size == 0:
+        return np.zeros(0, DTYPES[name])
+    return np.memmap(path, dtype=DTYPES[name], mode="r")
