@@ -311,6 +311,7 @@ class Checkpoint:
         "Go on from the newest checkpoint (auto), never, or from a path.",
         check=NOT_EMPTY,
         is_path=True,
+        words=("auto", "never"),
         common=True,
     )
     async_save: bool = leaf(True, "Write checkpoints while training goes on.")
