@@ -33,9 +33,6 @@ from sftctl.records import Bins
 
 Integers = NDArray[np.int64]
 
-_INDEX_BITS = 32
-_INDEX_MASK = (1 << _INDEX_BITS) - 1
-
 
 class Packer(Protocol):
     """A strategy: lengths int64 [N] in tokens, in row order, to bins of at most `max_length` tokens."""
@@ -162,19 +159,26 @@ def _fill(lengths: list[int], counts: list[int], max_length: int) -> Integers:
 
 
 def _best_fit(sample: Integers, start: Integers, length: Integers, max_length: int) -> Bins:
-    """Best-fit decreasing of pieces of 1 to `max_length` tokens. Keys with the index below sort without ties."""
-    index = np.arange(len(length))
-    falling = np.sort((max_length - length) << _INDEX_BITS | index) & _INDEX_MASK
+    """Best-fit decreasing of pieces of 1 to `max_length` tokens."""
     histogram = np.bincount(length, minlength=1)
     lengths = np.flatnonzero(histogram)[::-1]
     first, bins, each = _fill(lengths.tolist(), histogram[lengths].tolist(), max_length).T
     laid = bins * each
-    place = index - np.repeat(np.cumsum(laid) - laid, laid)
+    place = np.arange(len(length)) - np.repeat(np.cumsum(laid) - laid, laid)
     bin_of = np.repeat(first, laid) + place // np.repeat(each, laid)
-    by_bin = np.sort(bin_of << _INDEX_BITS | index) & _INDEX_MASK
-    order = falling[by_bin]
+    order = stable_order(max_length - length)[stable_order(bin_of)]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(bin_of))))
     return _bins(sample[order], start[order], length[order], offsets)
+
+
+def stable_order(keys: NDArray[np.integer]) -> Integers:
+    """Indices that sort keys in [0, 2^32), the earlier first among equals: keys 2 0 2 1 give 1 3 0 2.
+
+    numpy sorts 16 bits by radix, in a fifth of the time it takes to compare 64; so once for each half.
+    """
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    high = (keys >> 16).astype(np.uint16)
+    return order[np.argsort(high[order], kind="stable")] if high.any() else order
 
 
 def _bins(sample: Integers, start: Integers, length: NDArray[np.integer], offsets: Integers) -> Bins:

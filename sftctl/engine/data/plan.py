@@ -33,6 +33,7 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
+from sftctl.engine.data.packing import stable_order
 from sftctl.records import Bins
 
 Integers = NDArray[np.int64]
@@ -40,8 +41,6 @@ Integers = NDArray[np.int64]
 PLAN_VERSION = 1
 """Part of every digest: goes up when the same arguments begin to mean other batches."""
 
-_INDEX_BITS = 32
-_INDEX_MASK = (1 << _INDEX_BITS) - 1
 _ORDER_STREAM, _COMPANIONS_STREAM = 0, 1
 
 
@@ -160,16 +159,11 @@ def redraw_companions(bins: Bins, *, seed: int, epoch: int) -> Bins:
     if len(bins) == len(bins.sample):
         return bins
     drawn = permutation(len(bins.sample), seed, epoch, _COMPANIONS_STREAM)
-    source = drawn[_by_length(bins.length[drawn])]
-    place = _by_length(bins.length)
+    source = drawn[stable_order(bins.length[drawn])]
+    place = stable_order(bins.length)
     sample, start = np.empty_like(bins.sample), np.empty_like(bins.start)
     sample[place], start[place] = bins.sample[source], bins.start[source]
     return Bins(sample=sample, start=start, length=bins.length, offsets=bins.offsets)
-
-
-def _by_length(length: NDArray[np.int32]) -> Integers:
-    """Indices in order of length, the earlier first among equals; keys with the index below have no ties."""
-    return np.sort(length.astype(np.int64) << _INDEX_BITS | np.arange(len(length))) & _INDEX_MASK
 
 
 def balance(costs: Integers, num_slots: int, *, room: int) -> list[Integers]:

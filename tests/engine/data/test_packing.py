@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftctl.engine.data.packing import PACKERS, _fill, one_each, pack
+from sftctl.engine.data.packing import PACKERS, _fill, one_each, pack, stable_order
 from sftctl.records import Bins
 
 Piece = tuple[int, int, int]
@@ -215,3 +215,9 @@ def test_a_run_of_equal_lengths_is_one_operation() -> None:
     """The worked example of `_fill`, and a million rows of one length that are not gone through one by one."""
     assert _fill([7, 2], [1, 9], 10).tolist() == [[0, 1, 1], [0, 1, 1], [1, 1, 5], [2, 1, 3]]
     assert _fill([300], [1_000_000], 1024).tolist() == [[0, 333_333, 3], [333_333, 1, 1]]
+
+
+@given(st.lists(st.integers(0, 9) | st.integers(0, 2**32 - 1)))
+def test_stable_order_is_that_of_sorted(keys: list[int]) -> None:
+    """Python's own stable sort gives the same indices, for keys of more than 16 bits too."""
+    assert stable_order(np.array(keys, dtype=np.int64)).tolist() == sorted(range(len(keys)), key=keys.__getitem__)
