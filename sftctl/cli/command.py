@@ -23,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from sftctl.cli.options import HELP_OPTIONS, Invocation, parse
 from sftctl.cli.switches import Example, Usage
 from sftctl.cli.terminal import write
-from sftctl.errors import ConfigError, Origin, Problem
+from sftctl.errors import ConfigError, Problem
 
 _TYPED = "sftctl.typed"
 """Key in a context's meta: the words before the one that is being completed."""
@@ -106,7 +106,7 @@ class Commands(TyperGroup):
         help = f"did you mean '{found}'?" if found else f"'{path} --help' lists the commands"
         if kind == "command" and path == "sftctl" and word.endswith((".toml", ".yaml", ".yml", ".json")):
             help = f"to train with that file: {path} train {word}"
-        return Problem(word, f"unknown {kind} of `{path}`", Origin("option", word), help)
+        return Problem(word, f"unknown {kind} of `{path}`", help=help)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.entries)

@@ -209,9 +209,9 @@ class _Reader:
     def _count_words(self) -> None:
         words = self.usage.words
         least, most = (words.least, words.most) if words else (0, 0)
+        see = f"see '{self.command} --help'"
         if most is not None and len(self.words) > most:
-            extra = self.words[most]
-            self._problem(extra, f"`{self.command}` takes no further word", f"see '{self.command} --help'")
+            self.problems.append(Problem(self.words[most], f"`{self.command}` takes no further word", help=see))
         elif len(self.words) < least:
             assert words is not None
-            self._problem(words.name, f"is missing: {words.help}", f"see '{self.command} --help'")
+            self.problems.append(Problem(words.name, f"is missing: {words.help}", help=see))

@@ -110,7 +110,7 @@ class Screen:
         self._print(Text(figures.evaluation_line(report)))
 
     def saved(self, path: Path) -> None:
-        self._print(Text(f"saved {path}", style="dim"))
+        self._print_to_copy(Text(f"saved {path}", style="dim"))
 
     def finished(self, result: RunResult) -> None:
         self._end_stage()

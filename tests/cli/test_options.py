@@ -180,7 +180,7 @@ def test_whatever_is_typed_is_read(arguments: list[str]) -> None:
 
 
 TOKENS = "--seed --packing --no-packing --set --tags=a --dry-run --format -o a 1 -1 -- --x"
-KNOWN = st.sampled_from(TOKENS.split())  # noqa: SIM905 - a line of tokens reads better than a list
+KNOWN = st.sampled_from(TOKENS.split())
 
 
 @given(st.lists(KNOWN, max_size=10))
