@@ -16,10 +16,9 @@ from typing import Any
 from sftctl.errors import Problem, RunError, SftctlError
 from sftctl.runs.directory import LOCK, RunDirectory, attach, run_directories
 from sftctl.runs.lock import is_held
+from sftctl.runs.manifest import MANIFEST, list_steps, step_folder
 from sftctl.runs.metrics import read_metrics
 from sftctl.runs.state import RunState
-
-STEP_PREFIX = "step-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +114,8 @@ def show_run(path: Path) -> RunReport:
 
 def _checkpoints(run: RunDirectory) -> tuple[tuple[int, int], ...]:
     """Those with a manifest, which is written last; their hashes are checked when one is loaded."""
-    with contextlib.suppress(OSError):
-        steps = [path for path in run.checkpoints.iterdir() if (path / "manifest.json").is_file()]
-        found = [(int(path.name.removeprefix(STEP_PREFIX)), path) for path in steps if _is_step(path.name)]
-        return tuple((step, disk_bytes(path)) for step, path in sorted(found))
-    return ()
-
-
-def _is_step(name: str) -> bool:
-    return name.startswith(STEP_PREFIX) and name.removeprefix(STEP_PREFIX).isdecimal()
+    folders = [(step, step_folder(run.checkpoints, step)) for step in list_steps(run.checkpoints)]
+    return tuple((step, disk_bytes(folder)) for step, folder in folders if (folder / MANIFEST).is_file())
 
 
 def _how_to_resume(run: RunDirectory, phase: str) -> str | None:

@@ -1,0 +1,394 @@
+"""Checkpoints: complete or absent, proven by hashes, loaded without running anything that is in them.
+
+A checkpoint is written beside its place and renamed into it when every byte is on the device; its manifest,
+written last, holds the hash of every file. What is in one:
+
+    manifest.json           step, settings, data fingerprint and plan hash, progress, metrics, files with hashes
+    index.json              the tensors: dtype, size, and where their parts are
+    scalars.json            what the optimiser keeps beside tensors
+    random-R.json           the random generators of rank R
+    tensors-R.safetensors   the parts that rank R wrote
+
+An asynchronous save copies the tensors to host memory (1.6 GB for a 135M model with Adam: 0.3 s on two cores)
+and a thread writes them; one is in flight at a time, and its error surfaces at the next call. Ranks tell each
+other that they have written through files in the folder, since a thread must not take part in collectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from sftctl.engine import random_state
+from sftctl.engine.distributed import Ranks
+from sftctl.engine.final_model import save_final
+from sftctl.engine.storage import Index, files_of, plan_save, read_into, tensors_file, write_tensors
+from sftctl.engine.training_state import TrainingState, load_optimizer, scalars_of, targets_for, tensors_of
+from sftctl.errors import Problem, RunError
+from sftctl.runs.files import fsync_folder, read_json, refusal, refusals, write_atomically, write_json
+from sftctl.runs.hashing import hash_file
+from sftctl.runs.identity import differences, problems
+from sftctl.runs.manifest import (
+    FileRecord,
+    Manifest,
+    damaged,
+    leftovers,
+    list_steps,
+    publish,
+    read_manifest,
+    remove,
+    step_folder,
+    superfluous,
+    verify,
+    write_manifest,
+    writing_folder,
+)
+from sftctl.runs.secrets import redact_tree
+from sftctl.runs.state import utc_now
+
+__all__ = ["Checkpoint", "Checkpointer", "save_final"]
+
+INDEX = "index.json"
+SCALARS = "scalars.json"
+RANK_PATIENCE_SECONDS = 1800.0
+"""How long the main rank waits for the files of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files were verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What the driver saved with it: progress, counters, the best metric so far."""
+        meta: Mapping[str, Any] = self.manifest.content["meta"]
+        return meta
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """All that a thread needs to write this rank's share, and the main rank to publish it."""
+
+    step: int
+    parts: Mapping[str, Tensor]
+    index: Index | None
+    scalars: Mapping[str, Any]
+    random: Mapping[str, Any]
+    content: Mapping[str, Any]
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints of one run. Every rank has one and calls its methods alike.
+
+    `settings` is the resolved configuration as nested plain values; `identity` names what else must be the same
+    for a run to go on, such as {"data": fingerprint, "plan": hash}. `note` hears what a user should know.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        *,
+        ranks: Ranks,
+        settings: Mapping[str, Any],
+        identity: Mapping[str, str],
+        save_total_limit: int | None = None,
+        async_save: bool = False,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.folder = folder
+        self.state = state
+        self.ranks = ranks
+        self.settings: Mapping[str, Any] = json.loads(json.dumps(redact_tree(settings)))
+        self.identity = dict(identity)
+        self.save_total_limit = save_total_limit
+        self.async_save = async_save
+        self.note = note
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._host: dict[str, Tensor] = {}
+        self._saved_step: int | None = None
+        self._best_step: int | None = None
+
+    # ------------------------------------------------------------------ saving
+
+    def save(self, step: int, *, meta: Mapping[str, Any], is_best: bool = False, wait: bool = False) -> Path:
+        """Save the state after `step`. Returns where it will be: at once when asynchronous, unless `wait`.
+
+        `is_best`: keep it until a better one comes. Raises RunError; an error of an earlier save too.
+        """
+        self.wait()
+        path = step_folder(self.folder, step)
+        if step == self._saved_step:
+            return path
+        if self.ranks.is_main:
+            self._prepare(step)
+        planned = plan_save(tensors_of(self.state), rank=self.ranks.rank)
+        parts = self._snapshot(planned.parts) if self.async_save else planned.parts
+        pending = _Pending(
+            step=step,
+            parts=parts,
+            index=planned.index,
+            scalars=scalars_of(self.state),
+            random=random_state.capture(self.ranks.device),
+            content=self._content(step, meta, is_best=is_best),
+        )
+        self._saved_step = step
+        if is_best:
+            self._best_step = step
+        if self.async_save:
+            self._thread = threading.Thread(target=self._write, args=(pending,), name=f"checkpoint-{step}")
+            self._thread.start()
+        else:
+            self._write(pending)
+        if wait or not self.async_save:
+            self.wait()
+        return path
+
+    def poll(self) -> None:
+        """Raise the error of a save that has ended badly; cheap enough for every step."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in flight, if there is one. Raises its error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._saved_step = None
+            raise error
+
+    def close(self) -> None:
+        """Wait for the save in flight on the way out after an error, which its own error must not hide."""
+        try:
+            self.wait()
+        except RunError as error:
+            self.note(f"the last checkpoint was not saved: {error}")
+
+    def _prepare(self, step: int) -> None:
+        """An empty folder to write in, before any rank has its plan."""
+        folder = writing_folder(self.folder, step)
+        with refusals(folder, "make"):
+            self.folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+
+    def _content(self, step: int, meta: Mapping[str, Any], *, is_best: bool) -> dict[str, Any]:
+        return {
+            "step": step,
+            "time": utc_now(),
+            "world_size": self.ranks.world_size,
+            "identity": self.identity,
+            "is_best": is_best,
+            "meta": dict(meta),
+            "settings": self.settings,
+        }
+
+    def _snapshot(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies in host memory, in buffers that are kept for the next save."""
+        pinned = self.ranks.device.type == "cuda"
+        for key, tensor in parts.items():
+            host = self._host.get(key)
+            if host is None or (host.shape, host.dtype) != (tensor.shape, tensor.dtype):
+                self._host[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._host[key].copy_(tensor, non_blocking=pinned)
+        if pinned:
+            torch.cuda.synchronize(self.ranks.device)
+        return {key: self._host[key] for key in parts}
+
+    def _write(self, pending: _Pending) -> None:
+        """Write this rank's files, and publish where this is the main rank. Leaves its error in `_error`."""
+        folder = writing_folder(self.folder, pending.step)
+        try:
+            files = self._write_share(folder, pending)
+            if self.ranks.is_main:
+                self._publish(folder, pending, files)
+            else:
+                _report_share(folder, self.ranks.rank, files)
+        except BaseException as error:
+            self._error = refusal(error, folder, "write") if isinstance(error, OSError) else error
+            if self.ranks.is_main:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    (folder / f".failed-{self.ranks.rank}").write_text(str(self._error))
+
+    def _write_share(self, folder: Path, pending: _Pending) -> dict[str, FileRecord]:
+        rank = self.ranks.rank
+        files = {}
+        if pending.parts:
+            files[tensors_file(rank)] = write_tensors(folder / tensors_file(rank), pending.parts)
+        small = {f"random-{rank}.json": pending.random}
+        if self.ranks.is_main:
+            assert pending.index is not None
+            small |= {INDEX: pending.index, SCALARS: pending.scalars}
+        for name, content in small.items():
+            write_json(folder / name, content)
+            files[name] = FileRecord((folder / name).stat().st_size, hash_file(folder / name))
+        return files
+
+    def _publish(self, folder: Path, pending: _Pending, files: dict[str, FileRecord]) -> None:
+        for rank in range(1, self.ranks.world_size):
+            files |= _await_share(folder, rank)
+        write_manifest(folder, Manifest(files, pending.content))
+        publish(self.folder, pending.step)
+        self._prune(pending.step)
+
+    def _prune(self, newest: int) -> None:
+        """Remove what `save_total_limit` lets go. A damaged one beyond `newest` counts for nothing and stays,
+        to be written again when the run comes there."""
+        keep = frozenset(() if self._best_step is None else (self._best_step,))
+        steps = [step for step in list_steps(self.folder) if step <= newest]
+        for step in superfluous(steps, limit=self.save_total_limit, keep=keep):
+            remove(step_folder(self.folder, step))
+
+    # ------------------------------------------------------------------ finding
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, its hashes verified. Says which ones it passed over, and why."""
+        if self.ranks.is_main:
+            for path in leftovers(self.folder):
+                self.note(f"removed {path}, which was not whole when an earlier run ended")
+                shutil.rmtree(path, ignore_errors=True)
+        for step in reversed(self._agreed_steps()):
+            try:
+                return self.open(step_folder(self.folder, step))
+            except RunError as error:
+                self.note(f"passed over: {error.problems[0].message}")
+        return None
+
+    def _agreed_steps(self) -> list[int]:
+        steps = list_steps(self.folder)
+        if self.ranks.world_size > 1:
+            boxed = [steps]
+            dist.broadcast_object_list(boxed, src=0)
+            steps = boxed[0]
+        return steps
+
+    def open(self, path: Path) -> Checkpoint:
+        """The checkpoint in `path`, every file verified, the reading shared by the ranks. Raises RunError."""
+        manifest, error = None, None
+        try:
+            manifest = verify(path, only=lambda index: index % self.ranks.world_size == self.ranks.rank)
+        except RunError as refused:
+            error = refused
+        first = self._first_error(error)
+        if first is not None:
+            raise first
+        assert manifest is not None
+        return Checkpoint(path, manifest)
+
+    def _first_error(self, error: RunError | None) -> RunError | None:
+        """Of all ranks' errors the first, the same on every rank."""
+        if self.ranks.world_size == 1:
+            return error
+        texts: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(texts, None if error is None else error.problems)
+        return next((RunError(*found) for found in texts if found is not None), None)
+
+    def best(self) -> Path | None:
+        """The newest checkpoint that was saved as the best."""
+        for step in reversed(list_steps(self.folder)):
+            with contextlib.suppress(RunError):
+                if read_manifest(step_folder(self.folder, step)).content["is_best"]:
+                    return step_folder(self.folder, step)
+        return None
+
+    # ------------------------------------------------------------------ loading
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Fill the state from a checkpoint, in place. Raises RunError where it is of another run."""
+        self.refuse_another_run(checkpoint)
+        index, scalars = self._read_index(checkpoint)
+        targets = targets_for(self.state, index, where=str(checkpoint.path))
+        try:
+            read_into(checkpoint.path, index, targets)
+        except CheckpointException as failed:
+            error = next(iter(failed.failures.values()))[0]
+            raise damaged(checkpoint.path, str(error)) from failed
+        load_optimizer(self.state, targets, scalars)
+        best = self.best()
+        self._best_step = None if best is None else read_manifest(best).step
+        if checkpoint.path.parent == self.folder:
+            self._saved_step = checkpoint.step
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Fill weights and buffers alone: the best checkpoint's, at the end of a run."""
+        index, _ = self._read_index(checkpoint)
+        targets = targets_for(self.state, index, where=str(checkpoint.path))
+        read_into(checkpoint.path, index, {k: v for k, v in targets.items() if not k.startswith("optimizer.")})
+
+    def refuse_another_run(self, checkpoint: Checkpoint) -> None:
+        """Raise RunError, naming every leaf that differs and may not, and the data or plan where those differ."""
+        content = checkpoint.manifest.content
+        found = list(problems(differences(content["settings"], self.settings), where=str(checkpoint.path)))
+        for name, value in self.identity.items():
+            before = content["identity"].get(name)
+            if before != value:
+                found.append(
+                    Problem(
+                        "checkpoint.resume",
+                        f"the {name} is not the one of {checkpoint.path}: {value[:16]} now, {str(before)[:16]} there",
+                        help="restore the files that the run was started with, or start another run",
+                    )
+                )
+        if found:
+            raise RunError(*found)
+
+    def restore_random(self, checkpoint: Checkpoint) -> None:
+        """Set the random generators; the last thing before the first step, since preparing draws from them."""
+        if checkpoint.manifest.content["world_size"] != self.ranks.world_size:
+            self.note("the number of ranks changed: dropout draws from other random numbers than it would have")
+            return
+        state = read_json(checkpoint.path / f"random-{self.ranks.rank}.json")
+        assert state is not None, "verified"
+        random_state.restore(state, self.ranks.device)
+
+    def _read_index(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+        index, scalars = read_json(checkpoint.path / INDEX), read_json(checkpoint.path / SCALARS)
+        if index is None or scalars is None or not files_of(index) <= checkpoint.manifest.files.keys():
+            raise damaged(checkpoint.path, f"{INDEX} and the manifest do not agree")
+        return index, scalars
+
+
+def _report_share(folder: Path, rank: int, files: Mapping[str, FileRecord]) -> None:
+    """Tell the main rank that this rank's files are on the device."""
+    fsync_folder(folder)
+    records = {name: [record.num_bytes, record.sha256] for name, record in files.items()}
+    write_atomically(folder / f".share-{rank}", json.dumps(records))
+
+
+def _await_share(folder: Path, rank: int) -> dict[str, FileRecord]:
+    """The files that another rank wrote, once it has."""
+    share, failed = folder / f".share-{rank}", folder / f".failed-{rank}"
+    deadline = time.monotonic() + RANK_PATIENCE_SECONDS
+    while not share.exists():
+        if failed.exists():
+            raise RunError(Problem("", f"rank {rank} could not write its share: {failed.read_text()}"))
+        if time.monotonic() > deadline:
+            raise RunError(Problem("", f"rank {rank} has not written its share of {folder} in time"))
+        time.sleep(0.02)
+    records = json.loads(share.read_text())
+    share.unlink()
+    return {name: FileRecord(num_bytes, sha256) for name, (num_bytes, sha256) in records.items()}
