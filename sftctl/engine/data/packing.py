@@ -162,6 +162,7 @@ def _best_fit(sample: Integers, start: Integers, length: Integers, max_length: i
     """Best-fit decreasing of pieces of 1 to `max_length` tokens."""
     histogram = np.bincount(length, minlength=1)
     lengths = np.flatnonzero(histogram)[::-1]
+    max_length = min(max_length, int(length.sum()))  # the same bins, and no memory for spaces that cannot be
     first, bins, each = _fill(lengths.tolist(), histogram[lengths].tolist(), max_length).T
     laid = bins * each
     place = np.arange(len(length)) - np.repeat(np.cumsum(laid) - laid, laid)
