@@ -39,6 +39,8 @@ class Origin:
     def __str__(self) -> str:
         if self.kind == "default":
             return "default"
+        if self.kind in ("env", "option", "set"):
+            return self.name
         place = "".join(f":{number}" for number in (self.line, self.column) if number is not None)
         return f"{self.name}{place}"
 

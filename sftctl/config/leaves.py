@@ -70,6 +70,12 @@ class Leaf:
         return self.is_tuple and attrs.has(self.element)
 
     @property
+    def value_type(self) -> Any:
+        """The type of a free table's values: Any, or str."""
+        assert self.is_table
+        return typing.get_args(self.base)[1]
+
+    @property
     def required(self) -> bool:
         return self.default is attrs.NOTHING
 

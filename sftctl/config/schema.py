@@ -246,7 +246,7 @@ class Optim:
         "inverse_sqrt",
         "warmup_stable_decay",
     ] = leaf("linear", "Shape of the learning rate over the run.", common=True)
-    warmup_steps: float = leaf(0, "Steps of linear warm-up; below 1 a share of all steps.", check=AT_LEAST_0)
+    warmup_steps: float = leaf(0.0, "Steps of linear warm-up; below 1 a share of all steps.", check=AT_LEAST_0)
     min_lr_ratio: float = leaf(0.0, "Learning rate at the end, as a share of the peak.", check=PROBABILITY)
 
 

@@ -1,0 +1,111 @@
+"""What must never be shown: anything called `token`, and in `env` any name with key, token, secret or password.
+
+A secret shows as `****` in every output. Origins carry the line they stand on, so the line is masked where the
+source is read, once, and nobody downstream can forget to. A file that holds `****` for a secret says nothing
+about it: the saved configuration of a run loads, and the value is left to the caller's environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sftctl.config.sources.items import Item
+from sftctl.errors import Origin, Problem
+
+MASK = "****"
+
+_NAMES = frozenset(
+    {"token", "hf_token", "use_auth_token", "access_token", "auth_token", "api_key", "secret", "secret_key", "password"}
+)
+_IN_ENV = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_NOT_SECRET = re.compile(r"tokenizers?", re.IGNORECASE)  # TOKENIZERS_PARALLELISM
+_WRITTEN = re.compile(r"""["']?([\w.\-~]*(?:key|token|secret|password)\w*)["']?\s*[=:]\s*(\S.*)""", re.IGNORECASE)
+_HARMLESS = re.compile(
+    r"(.*\.)?(eos_token|bos_token|pad_token|unk_token|\w*tokens?_(id|ids|per_second)|max_new_tokens|num_\w*tokens"
+    r"|tokenizers?\w*)",
+    re.IGNORECASE,
+)
+
+
+def is_secret(path: Sequence[str | int]) -> bool:
+    """Whether what stands at `path` must be masked: ("env", "HF_TOKEN"), ("model", "model_init_kwargs", "token")."""
+    if len(path) > 1 and path[0] == "env" and isinstance(path[1], str):
+        return _IN_ENV.search(_NOT_SECRET.sub("", path[1])) is not None
+    return any(isinstance(step, str) and step.lower() in _NAMES for step in path[1:])
+
+
+def mask(value: Any, path: Sequence[str | int]) -> Any:
+    """The value with what is secret in it as `****`; None stays None."""
+    if is_secret(path):
+        return value if value is None else MASK
+    if isinstance(value, Mapping):
+        return type(value)({key: mask(each, (*path, key)) for key, each in value.items()})  # type: ignore[call-arg]
+    if isinstance(value, (list, tuple)):
+        return type(value)(mask(each, (*path, index)) for index, each in enumerate(value))
+    return value
+
+
+def hide(item: Item, path: Sequence[str | int] = ()) -> Item:
+    """The same tree, with secrets masked in the lines that its origins carry."""
+    spans: dict[tuple[str, int | None], list[tuple[int, int]]] = {}
+    for origin in _secret_origins(item, tuple(path)):
+        if origin.text is not None and origin.column is not None and origin.end_column is not None:
+            spans.setdefault((origin.name, origin.line), []).append((origin.column - 1, origin.end_column - 1))
+    return _rewrite(item, spans) if spans else item
+
+
+def guess(problem: Problem) -> Problem:
+    """A syntax error's problem, whatever on its lines looks like a secret masked: there is no tree to go by."""
+    origin = None if problem.origin is None else _guess(problem.origin)
+    return dataclasses.replace(problem, origin=origin, related=tuple(_guess(each) for each in problem.related))
+
+
+def _secret_origins(item: Item, path: tuple[str | int, ...]) -> Iterable[Origin]:
+    if path and is_secret(path) and item.value is not None:
+        yield item.origin
+        return
+    if isinstance(item.value, dict):
+        for key, each in item.value.items():
+            yield from _secret_origins(each, (*path, key))
+    elif isinstance(item.value, list):
+        for index, each in enumerate(item.value):
+            yield from _secret_origins(each, (*path, index))
+
+
+def _rewrite(item: Item, spans: Mapping[tuple[str, int | None], list[tuple[int, int]]]) -> Item:
+    value = item.value
+    if isinstance(value, dict):
+        value = {key: _rewrite(each, spans) for key, each in value.items()}
+    elif isinstance(value, list):
+        value = [_rewrite(each, spans) for each in value]
+    key = None if item.key is None else _masked(item.key, spans.get((item.key.name, item.key.line), ()))
+    return Item(value, _masked(item.origin, spans.get((item.origin.name, item.origin.line), ())), key)
+
+
+def _masked(origin: Origin, spans: Iterable[tuple[int, int]]) -> Origin:
+    """The origin with `spans` of its line masked, and its columns moved to where they are now."""
+    text, column, end = origin.text, origin.column, origin.end_column
+    if text is None or column is None or end is None:
+        return origin
+    for start, stop in sorted(set(spans), reverse=True):
+        text = text[:start] + MASK + text[stop:]
+        grown = len(MASK) - (stop - start)
+        column = (
+            column + grown if column - 1 >= stop else min(column, start + len(MASK)) if column - 1 > start else column
+        )
+        end = end + grown if end - 1 >= stop else end
+    return Origin(origin.kind, origin.name, origin.line, column, max(end, column + 1), text)
+
+
+def _guess(origin: Origin) -> Origin:
+    if origin.text is None or origin.column is None:
+        return origin
+    match = _WRITTEN.search(origin.text)
+    if match is None or _HARMLESS.fullmatch(match.group(1)):
+        return origin
+    text = origin.text[: match.start(2)] + MASK
+    column = min(origin.column, len(text) + 1)
+    return Origin(origin.kind, origin.name, origin.line, column, column + 1, text)
