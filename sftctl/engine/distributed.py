@@ -6,9 +6,11 @@ torchrun's environment says who we are; gloo serves CPUs, nccl CUDA. Nothing her
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -34,6 +36,10 @@ class Ranks:
         total: list[float] = tensor.tolist()
         return total
 
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says so: the same answer on all."""
+        return self.total([float(flag)])[0] > 0
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -52,6 +58,13 @@ def start() -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return Ranks(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all generators that training draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def stop() -> None:

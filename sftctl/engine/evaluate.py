@@ -7,17 +7,16 @@ aside); `eval_stopped` the share that ended by its stop token within `max_new_to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.step import Forward
 from sftctl.records import Answer, Batch, GenerationPrompt
-
-Generate = Callable[[Sequence[GenerationPrompt]], Sequence[Answer]]
-
 
 @torch.no_grad()
 def evaluate_loss(model: Any, forward: Forward, batches: Iterable[Batch], *, ranks: Ranks) -> dict[str, float]:
@@ -27,7 +26,7 @@ def evaluate_loss(model: Any, forward: Forward, batches: Iterable[Batch], *, ran
     try:
         totals = torch.zeros(4, dtype=torch.float64)
         for batch in batches:
-            sums = forward(batch)
+            sums = forward(batch, 1.0)
             figures = [sums.loss, sums.num_correct, sums.entropy]
             totals[:3] += torch.stack([figure.detach().double().cpu() for figure in figures])
             totals[3] += batch.num_supervised
@@ -43,7 +42,22 @@ def evaluate_loss(model: Any, forward: Forward, batches: Iterable[Batch], *, ran
     }
 
 
-def answer_metrics(answers: Sequence[Answer]) -> Mapping[str, float]:
+def answers_of(
+    prompts: Sequence[GenerationPrompt],
+    generated: Sequence[NDArray[np.int64]],
+    *,
+    decode: Callable[[list[int]], str],
+    stop_token_ids: Sequence[int],
+) -> tuple[Answer, ...]:
+    """Generated ids as text beside what was expected. `generated[i]` ends with a stop token if one was reached."""
+    answers = []
+    for prompt, ids in zip(prompts, generated, strict=True):
+        stopped = len(ids) > 0 and int(ids[-1]) in stop_token_ids
+        answers.append(Answer(prompt.prompt, decode(ids.tolist()), prompt.reference, stopped))
+    return tuple(answers)
+
+
+def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
     """`eval_exact_match` and `eval_stopped` of generated answers; nothing where none were generated."""
     if not answers:
         return {}

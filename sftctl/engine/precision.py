@@ -8,7 +8,8 @@ in float32: each leaves its bf16 form the moment autograd has made it. Under "fp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -91,3 +92,15 @@ class Weights:
         """Round the masters into the copies that the model computes with."""
         if self._pairs:
             torch._foreach_copy_([copy.data for copy, _ in self._pairs], [master for _, master in self._pairs])
+
+    @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """Inside, the model holds the masters themselves: for saving it."""
+        copies = [copy.data for copy, _ in self._pairs]
+        for parameter, master in self._pairs:
+            parameter.data = master
+        try:
+            yield
+        finally:
+            for (parameter, _), copy in zip(self._pairs, copies, strict=True):
+                parameter.data = copy

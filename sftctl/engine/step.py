@@ -13,18 +13,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sftctl.engine.distributed import Ranks
-from sftctl.engine.losses import LossSums
+from sftctl.engine.losses import GradSink, LossSums, linear_cross_entropy, logits_loss
+from sftctl.engine.model.attention import forward_kwargs
+from sftctl.engine.model.head import Head
 from sftctl.engine.optim import clip_gradients, gradient_norm, set_learning_rate
 from sftctl.engine.precision import Weights
 from sftctl.errors import Problem, TrainingError
-from sftctl.records import Batch
+from sftctl.records import IGNORE_INDEX, Batch
 
-Forward = Callable[[Batch], LossSums]
-"""A micro-batch through model and loss: sums over its supervised tokens, the loss connected to the graph."""
+Forward = Callable[[Batch, float], LossSums]
+"""A micro-batch through model and loss: sums over its supervised tokens, the loss connected to the graph.
+
+The float is what the loss will be multiplied with before backward, 1 / N.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,30 @@ class StepTotals:
     entropy: float
     num_tokens: int
     num_supervised: int
+
+
+def forward_loss(
+    batch: Batch, scale: float, *, model: Any, head: Head | None, weights: Weights, loss_type: str, device: torch.device
+) -> LossSums:
+    """One micro-batch to sums of losses: by backbone and fused head, or by the model's full logits where it has none."""
+    inputs = forward_kwargs(batch, device=device)
+    labels_T = torch.from_numpy(batch.labels.reshape(-1)).to(device)
+    weights_T = None if batch.weights is None else torch.from_numpy(batch.weights.reshape(-1)).to(device)
+    if head is None:
+        return logits_loss(model(**inputs).logits, labels_T, weights_T, loss_type=loss_type)
+    # Found on the host, where it costs no synchronisation.
+    positions_S = torch.from_numpy(np.flatnonzero(batch.labels != IGNORE_INDEX)).to(device)
+    hidden_BLD = head.backbone(**inputs).last_hidden_state
+    buffer_VD = weights.gradient_of(head.weight) if torch.is_grad_enabled() else None
+    return linear_cross_entropy(
+        hidden_BLD,
+        head,
+        labels_T,
+        weights_T,
+        loss_type=loss_type,
+        positions_S=positions_S,
+        grad_sink=None if buffer_VD is None else GradSink(buffer_VD, scale),
+    )
 
 
 class TrainStep:
@@ -63,8 +93,9 @@ class TrainStep:
         num_tokens, num_supervised = self.ranks.total(
             [sum(batch.num_tokens for batch in batches), sum(batch.num_supervised for batch in batches)]
         )
+        share = 1.0 / max(1.0, num_supervised)
         self.weights.zero_gradients()
-        sums = [self._accumulate(batch, max(1.0, num_supervised)) for batch in batches]
+        sums = [self._accumulate(batch, share) for batch in batches]
         norm = gradient_norm(self.weights.masters)
         loss, correct, entropy = self.ranks.total(torch.stack(sums).sum(0).tolist())
         grad_norm = float(norm)
@@ -74,7 +105,6 @@ class TrainStep:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.weights.publish()
-        share = 1.0 / max(1.0, num_supervised)
         return StepTotals(
             loss=loss * share,
             grad_norm=grad_norm,
@@ -84,11 +114,11 @@ class TrainStep:
             num_supervised=int(num_supervised),
         )
 
-    def _accumulate(self, batch: Batch, num_supervised: float) -> Tensor:
+    def _accumulate(self, batch: Batch, share: float) -> Tensor:
         """Add one micro-batch's share of the gradient; return its (loss, correct, entropy) sums, float64 [3]."""
         with self.activations():
-            sums = self.forward(batch)
-            (sums.loss / num_supervised).backward()  # type: ignore[no-untyped-call]
+            sums = self.forward(batch, share)
+            (sums.loss * share).backward()  # type: ignore[no-untyped-call]
         return torch.stack([sums.loss.detach().double(), sums.num_correct.double(), sums.entropy.double()])
 
     def _refuse_not_finite(self, loss: float, grad_norm: float, batches: Sequence[Batch]) -> None:

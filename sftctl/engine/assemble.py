@@ -1,0 +1,374 @@
+"""Configuration becomes objects here, and nowhere else: below this file there are only keyword arguments.
+
+    Bundle                 -> Inputs    tokenizer, rows with their masks, bins, plans; no weights yet
+    Bundle, Inputs, ranks  -> Machine   model, head, weights, optimiser, step, evaluation
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+
+from sftctl.config.schema import Bundle, Dataset
+from sftctl.config.table import thaw
+from sftctl.engine.data.collate import collate
+from sftctl.engine.data.packing import one_each, pack
+from sftctl.engine.data.plan import EpochPlan, evaluation_plan
+from sftctl.engine.data.prepare import Prepared, prepare
+from sftctl.engine.data.sources import Source
+from sftctl.engine.distributed import Ranks
+from sftctl.engine.evaluate import answers_of, evaluate_loss
+from sftctl.engine.model.attention import IsolationReport, isolates, isolation_self_test
+from sftctl.engine.model.checkpointing import set_gradient_checkpointing
+from sftctl.engine.model.generation import greedy
+from sftctl.engine.model.head import HeadReport, find_head, head_self_test
+from sftctl.engine.model.loading import ModelFacts, check_model, load_model
+from sftctl.engine.model.tokenizer import load_tokenizer
+from sftctl.engine.offloading import ActivationOffloading
+from sftctl.engine.optim import OPTIMIZERS, learning_rate_at, parameters_of
+from sftctl.engine.precision import Weights, resolve_precision
+from sftctl.engine.step import TrainStep, forward_loss
+from sftctl.errors import ModelError, Problem
+from sftctl.records import Answer, Batch, Bins
+
+SPLITS_ROWS = frozenset({"bfd_split", "wrapped"})
+"""Packing strategies that cut long rows into pieces instead of truncating them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One side of the data, training or evaluation: its rows, laid into bins, and the plan of an epoch."""
+
+    rows: Prepared
+    bins: Bins
+    plan: Callable[[int], EpochPlan]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that is known before the weights."""
+
+    tokenizer: Any
+    train: Split
+    evaluation: Split | None
+    total_steps: int
+    learning_rate_at: Callable[[int], float]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.train.plan(0).num_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The loaded model and all that works on it."""
+
+    model: Any
+    weights: Weights
+    optimizer: torch.optim.Optimizer
+    step: TrainStep
+    batches_at: Callable[[int, int], Sequence[Batch]]
+    evaluate: Callable[[], dict[str, float]]
+    answer: Callable[[], tuple[Answer, ...]]
+    precision: str
+    head_report: HeadReport
+    isolation: IsolationReport | None
+
+
+# ---------------------------------------------------------------------- before the weights
+
+
+def tokenizer_of(bundle: Bundle) -> Any:
+    model = bundle.model
+    name = model.tokenizer or model.name_or_path
+    if name is None:
+        help = 'name one with model.tokenizer ("bytes" needs no file), or a model with model.name_or_path'
+        raise ModelError(Problem("model.tokenizer", "there is no tokenizer to load", help=help))
+    return load_tokenizer(
+        name,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        chat_template=None if model.chat_template_path is None else _chat_template(Path(model.chat_template_path)),
+        eos_token=model.eos_token,
+    )
+
+
+def _chat_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+        raise ModelError(Problem("model.chat_template_path", message, help="name a Jinja file")) from error
+
+
+def model_settings(bundle: Bundle, tokenizer: Any) -> dict[str, Any]:
+    """The keyword arguments that `check_model` and `load_model` share."""
+    model = bundle.model
+    return {
+        "name_or_path": model.name_or_path,
+        "init": model.init,
+        "revision": model.revision,
+        "architecture": thaw(model.architecture),
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+        "vocab_size": len(tokenizer),
+        "token_ids": {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+
+
+def check_model_of(bundle: Bundle, tokenizer: Any) -> ModelFacts:
+    """All that can be said of the model without its weights. Raises ModelError."""
+    return check_model(**model_settings(bundle, tokenizer))
+
+
+def inputs_of(bundle: Bundle, tokenizer: Any, *, world_size: int) -> Inputs:
+    """Read, render, tokenise, mask, pack and plan. Raises DataError for all that is wrong with the rows."""
+    train, optim = bundle.train, bundle.optim
+    rows, held_out = _rows_of(bundle, tokenizer)
+    training = _training_split(bundle, rows, world_size=world_size)
+    epochs_steps = math.ceil(train.num_train_epochs * training.plan(0).num_steps)
+    total_steps = train.max_steps if train.max_steps is not None else max(1, epochs_steps)
+    return Inputs(
+        tokenizer=tokenizer,
+        train=training,
+        evaluation=None if held_out is None else _evaluation_split(bundle, held_out, world_size=world_size),
+        total_steps=total_steps,
+        learning_rate_at=partial(
+            learning_rate_at,
+            total_steps=total_steps,
+            learning_rate=optim.learning_rate,
+            lr_scheduler_type=optim.lr_scheduler_type,
+            warmup_steps=optim.warmup_steps,
+            min_lr_ratio=optim.min_lr_ratio,
+        ),
+    )
+
+
+def _rows_of(bundle: Bundle, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
+    """The rows to train on, and those to evaluate on, if any."""
+    data = bundle.data
+    rows = _prepare(bundle, tokenizer, data.datasets, packing=bundle.sft.packing, where="data.datasets")
+    if data.eval_datasets:
+        packing = _eval_packing(bundle)
+        held_out = _prepare(bundle, tokenizer, data.eval_datasets, packing=packing, where="data.eval_datasets")
+    elif data.test_split_size is not None:
+        rows, held_out = rows.split(data.test_split_size, seed=bundle.run.seed)
+    else:
+        return rows, None
+    limit = bundle.eval.eval_samples
+    return rows, held_out if limit is None else held_out.select(np.arange(min(limit, len(held_out))))
+
+
+def _prepare(
+    bundle: Bundle, tokenizer: Any, datasets: Sequence[Dataset], *, packing: bool, where: str
+) -> Prepared:
+    data, sft = bundle.data, bundle.sft
+    whole = packing and sft.packing_strategy in SPLITS_ROWS
+    return prepare(
+        [Source(**{**attrs.asdict(dataset, recurse=False), "columns": thaw(dataset.columns)}) for dataset in datasets],
+        tokenizer=tokenizer,
+        max_length=None if whole else sft.max_length,
+        truncation_mode=sft.truncation_mode,
+        completion_only_loss=sft.completion_only_loss,
+        assistant_only_loss=sft.assistant_only_loss,
+        last_turn_only_loss=sft.last_turn_only_loss,
+        dataset_text_field=data.dataset_text_field,
+        on_bad_row=data.on_bad_row,
+        on_mask_problem=data.on_mask_problem,
+        where=where,
+    )
+
+
+def _eval_packing(bundle: Bundle) -> bool:
+    return bundle.sft.packing if bundle.sft.eval_packing is None else bundle.sft.eval_packing
+
+
+def _bins(bundle: Bundle, rows: Prepared, *, packing: bool) -> Bins:
+    if packing:
+        return pack(rows.lengths, bundle.sft.max_length, bundle.sft.packing_strategy)
+    return one_each(rows.lengths)
+
+
+def _training_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Split:
+    bins = _bins(bundle, rows, packing=bundle.sft.packing)
+
+    @lru_cache(maxsize=2)
+    def plan(epoch: int) -> EpochPlan:
+        return EpochPlan(
+            bins,
+            seed=bundle.run.seed,
+            epoch=epoch,
+            fingerprint=rows.fingerprint,
+            batch_size=bundle.train.per_device_train_batch_size,
+            accumulation=bundle.train.gradient_accumulation_steps,
+            world_size=world_size,
+            shuffle=bundle.data.shuffle,
+        )
+
+    return Split(rows, bins, plan)
+
+
+def _evaluation_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Split:
+    bins = _bins(bundle, rows, packing=_eval_packing(bundle))
+    batch_size = bundle.eval.per_device_eval_batch_size
+    plan = evaluation_plan(bins, fingerprint=rows.fingerprint, batch_size=batch_size, world_size=world_size)
+    return Split(rows, bins, lambda epoch: plan)
+
+
+# ---------------------------------------------------------------------- the weights, and what works on them
+
+
+def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
+    """Load the weights, prove head and isolation on them, and build the step around them."""
+    model = load_model(
+        **model_settings(bundle, inputs.tokenizer),
+        attn_implementation=bundle.model.attn_implementation,
+        model_init_kwargs=thaw(bundle.model.model_init_kwargs),
+        seed=bundle.run.seed,
+        device=ranks.device,
+    )
+    head = find_head(model)
+    head_report = head_self_test(model, head)
+    isolation = _prove_isolation(bundle, model)
+    set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
+    precision = resolve_precision(bundle.train.precision, ranks.device)
+    weights = Weights(model.named_parameters(), compute_dtype=torch.bfloat16 if precision == "bf16" else None)
+    forward = partial(
+        forward_loss,
+        model=model,
+        head=head if head_report.fused else None,
+        weights=weights,
+        loss_type=bundle.sft.loss_type,
+        device=ranks.device,
+    )
+    optimizer = _optimizer(bundle, weights)
+    step = TrainStep(
+        forward,
+        weights,
+        optimizer,
+        max_grad_norm=bundle.optim.max_grad_norm,
+        ranks=ranks,
+        activations=_activations(bundle, model),
+    )
+    batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=_flat(bundle, model))
+
+    def batches_at(epoch: int, within: int) -> Sequence[Batch]:
+        return list(batches(inputs.train, epoch, within, rank=ranks.rank))
+
+    def eval_batches() -> Iterator[Batch]:
+        assert inputs.evaluation is not None
+        for step in range(inputs.evaluation.plan(0).num_steps):
+            yield from batches(inputs.evaluation, 0, step, rank=ranks.rank)
+
+    return Machine(
+        model=model,
+        weights=weights,
+        optimizer=optimizer,
+        step=step,
+        batches_at=batches_at,
+        evaluate=lambda: evaluate_loss(model, forward, eval_batches(), ranks=ranks),
+        answer=_answerer(bundle, inputs, model),
+        precision=precision,
+        head_report=head_report,
+        isolation=isolation,
+    )
+
+
+def _prove_isolation(bundle: Bundle, model: Any) -> IsolationReport | None:
+    """Measured where documents share a row; a model that leaks is refused."""
+    if not (bundle.sft.packing or _eval_packing(bundle)) and not _flat(bundle, model):
+        return None
+    report = isolation_self_test(model)
+    if not report.passed:
+        raise ModelError(
+            Problem(
+                "sft.packing",
+                f"documents that share a row see each other in this model: a logit of the second moves by "
+                f"{report.max_difference:.2g} (allowed: {report.tolerance:.2g}) when the first is there",
+                help="set sft.packing = false and sft.padding_free = false, or another model.attn_implementation",
+            )
+        )
+    return report
+
+
+def _flat(bundle: Bundle, model: Any) -> bool:
+    """Whether batches are laid out flat: as configured, else wherever the attention isolates documents."""
+    padding_free = bundle.sft.padding_free
+    return isolates(model) if padding_free is None else padding_free
+
+
+def _pad_token_id(inputs: Inputs) -> int:
+    """Padding trains nothing and is a document of its own, so any id serves where the tokenizer has none."""
+    pad_token_id = inputs.tokenizer.pad_token_id
+    return 0 if pad_token_id is None else int(pad_token_id)
+
+
+def _optimizer(bundle: Bundle, weights: Weights) -> torch.optim.Optimizer:
+    make = OPTIMIZERS[bundle.optim.optimizer]
+    settings = attrs.asdict(bundle.optim, recurse=False)
+    return make(list(weights.named.items()), **parameters_of(settings, make))
+
+
+def _activations(bundle: Bundle, model: Any) -> Callable[[], AbstractContextManager[Any]]:
+    if not bundle.sft.activation_offloading:
+        return nullcontext
+    offloading = ActivationOffloading(model)
+    return lambda: offloading
+
+
+def _batches(
+    split: Split, epoch: int, step: int, *, rank: int, bundle: Bundle, pad_token_id: int, flat: bool
+) -> Iterator[Batch]:
+    plan = split.plan(epoch)
+    for indices in plan.micro_batches(step, rank):
+        yield collate(
+            split.rows,
+            plan.bins,
+            indices,
+            padding_free=flat,
+            pad_token_id=pad_token_id,
+            pad_to_multiple_of=bundle.sft.pad_to_multiple_of,
+        )
+
+
+def _answerer(bundle: Bundle, inputs: Inputs, model: Any) -> Callable[[], tuple[Answer, ...]]:
+    """Greedy answers to the first held-out rows."""
+    count = bundle.eval.generate_samples
+    if inputs.evaluation is None or not count:
+        return lambda: ()
+    prompts = inputs.evaluation.rows.generation_prompts(count)
+    stop_token_ids = _stop_token_ids(inputs, model)
+    generate = partial(
+        greedy,
+        model,
+        max_new_tokens=bundle.eval.max_new_tokens,
+        stop_token_ids=stop_token_ids,
+        pad_token_id=_pad_token_id(inputs),
+        batch_size=bundle.eval.per_device_eval_batch_size,
+    )
+    return lambda: answers_of(
+        prompts,
+        generate([prompt.input_ids for prompt in prompts]),
+        decode=partial(inputs.tokenizer.decode, skip_special_tokens=True),
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def _stop_token_ids(inputs: Inputs, model: Any) -> tuple[int, ...]:
+    """The tokenizer's EOS token, and what the model's generation config stops at."""
+    config = getattr(model, "generation_config", None)  # a foreign object: not every model has one
+    configured = getattr(config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(dict.fromkeys(i for i in (inputs.tokenizer.eos_token_id, *listed) if i is not None))
+
+
+__all__ = ["Inputs", "Machine", "Split", "check_model_of", "inputs_of", "machine_of", "tokenizer_of"]

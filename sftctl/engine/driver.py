@@ -1,0 +1,385 @@
+"""The order of a run: what happens before the first step, between two steps, and after the last.
+
+    claim the run directory -> rows, masks, plan -> mask proof -> weights -> self-tests -> steps -> final model
+
+All that can be refused is refused before the weights load. The loop knows no file and no screen; here a report
+becomes a line of metrics.jsonl, a tracker's record, an evaluation, a checkpoint. Of one step they come in this
+order, so that a checkpoint never knows more than the files beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from sftctl.config import rules, show
+from sftctl.config.leaves import leaves
+from sftctl.config.resolve import Resolved, default_of, resolve, value_of
+from sftctl.config.schema import Bundle
+from sftctl.engine import assemble, distributed
+from sftctl.engine.assemble import Inputs, Machine
+from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
+from sftctl.engine.data.proof import MaskProof
+from sftctl.engine.distributed import Ranks
+from sftctl.engine.evaluate import answer_metrics
+from sftctl.engine.loop import Progress, train_steps
+from sftctl.engine.signals import StopSignals
+from sftctl.engine.training_state import TrainingState
+from sftctl.errors import ConfigError, Interrupted, Problem
+from sftctl.records import Answer, EvalReport, RunResult, StepReport
+from sftctl.runs.directory import Identity, RunDirectory, claim
+from sftctl.runs.environment import describe, write_environment
+from sftctl.runs.files import write_atomically
+from sftctl.runs.ledger import write_ledger
+from sftctl.runs.metrics import MetricsWriter
+from sftctl.runs.origins import write_origins
+from sftctl.runs.trackers import Trackers, start_trackers
+
+
+class Reporter(Protocol):
+    """Who is told what happens: the command line's screen, or nobody."""
+
+    def stage(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def proof(self, proof: MaskProof) -> None: ...
+    def started(self, *, path: Path, step: int, total_steps: int) -> None: ...
+    def step(self, report: StepReport) -> None: ...
+    def evaluated(self, report: EvalReport) -> None: ...
+    def saved(self, path: Path) -> None: ...
+    def finished(self, result: RunResult) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def stage(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def proof(self, proof: MaskProof) -> None: ...
+    def started(self, *, path: Path, step: int, total_steps: int) -> None: ...
+    def step(self, report: StepReport) -> None: ...
+    def evaluated(self, report: EvalReport) -> None: ...
+    def saved(self, path: Path) -> None: ...
+    def finished(self, result: RunResult) -> None: ...
+
+
+def train(
+    bundle: Bundle,
+    *,
+    resolved: Resolved | None = None,
+    reporter: Reporter | None = None,
+    recipe: str = "train",
+    command: Sequence[str] = (),
+    dry_run: bool = False,
+) -> RunResult | None:
+    """Run what `bundle` says, from its rows to its final model; go on where the same run was stopped.
+
+    `resolved` knows where each value came from, for origins.json. `recipe` begins the run directory's name.
+    `dry_run` stops before the weights load and returns None, leaving no file. Raises children of SftctlError.
+    """
+    for name, value in bundle.env.items():
+        os.environ.setdefault(name, value)
+    ranks = distributed.start()
+    reporter = reporter if reporter is not None and ranks.is_main else Silent()
+    resolved = resolved or _resolved(bundle)
+    missing = rules.ready(resolved.facts)
+    if missing:
+        raise ConfigError(*missing)
+    with ExitStack() as stack:
+        run = stack.enter_context(_claim(bundle, resolved, recipe=recipe))
+        if run.claim == "finished":
+            return _finished_before(run, reporter)
+        inputs = _inputs(bundle, ranks, reporter)
+        if dry_run:
+            reporter.note(f"dry run: {inputs.total_steps} steps would follow; no weights were loaded, nothing was written")
+            return None
+        reporter.stage("load the model and test its head and its isolation")
+        machine = assemble.machine_of(bundle, inputs, ranks)
+        return Course(bundle, inputs, machine, run, ranks=ranks, reporter=reporter).go(resolved, command, stack)
+
+
+def _resolved(bundle: Bundle) -> Resolved:
+    """A bundle that came without its origins: what is not a default was set from Python."""
+    values = {leaf.path: (value_of(bundle, leaf), default_of(leaf)) for leaf in leaves().values()}
+    return resolve(overrides={path: value for path, (value, default) in values.items() if value != default})
+
+
+def _claim(bundle: Bundle, resolved: Resolved, *, recipe: str) -> RunDirectory:
+    return claim(
+        Path(bundle.run.output_dir),
+        Identity(recipe=recipe, digest=resolved.digest, settings=show.tree(bundle)),
+        run_name=bundle.run.run_name,
+        resume=bundle.checkpoint.resume == "auto",
+        overwrite=bundle.run.overwrite,
+    )
+
+
+def _finished_before(run: RunDirectory, reporter: Reporter) -> RunResult:
+    reporter.note(f"this run is finished already: {run.path}; set run.run_name or run.overwrite to train again")
+    metrics = run.state.metrics
+    return RunResult(path=run.path, last_metrics=metrics, best_metric=metrics.get("best_metric"), steps=run.state.step)
+
+
+def _inputs(bundle: Bundle, ranks: Ranks, reporter: Reporter) -> Inputs:
+    """Everything before the weights, and the mask proof."""
+    reporter.stage("check the tokenizer and the model")
+    tokenizer = assemble.tokenizer_of(bundle)
+    assemble.check_model_of(bundle, tokenizer)
+    reporter.stage("prepare the rows")
+    inputs = assemble.inputs_of(bundle, tokenizer, world_size=ranks.world_size)
+    reporter.proof(inputs.train.rows.proof)
+    return inputs
+
+
+LOWER_IS_BETTER = ("loss", "entropy")
+
+
+class Course:
+    """One run from its first step to its last: what each report of the loop leads to."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        inputs: Inputs,
+        machine: Machine,
+        run: RunDirectory,
+        *,
+        ranks: Ranks,
+        reporter: Reporter,
+    ) -> None:
+        self.bundle = bundle
+        self.inputs = inputs
+        self.machine = machine
+        self.run = run
+        self.ranks = ranks
+        self.reporter = reporter
+        self.progress = Progress()
+        self.best: float | None = None
+        self.evaluations_without_better = 0
+        self.last: dict[str, Any] = {}
+        self.answers: tuple[Answer, ...] = ()
+        self.checkpointer = Checkpointer(
+            run.checkpoints,
+            TrainingState(weights=machine.weights.named, optimizer=machine.optimizer),
+            ranks=ranks,
+            settings=show.tree(bundle),
+            identity={"data": inputs.train.rows.fingerprint, "plan": inputs.train.plan(0).global_digest},
+            save_total_limit=bundle.checkpoint.save_total_limit,
+            async_save=bundle.checkpoint.async_save,
+            note=reporter.note,
+        )
+
+    def go(self, resolved: Resolved, command: Sequence[str], stack: ExitStack) -> RunResult:
+        """Train to the end. Raises Interrupted after a signal, with a checkpoint saved."""
+        checkpoint = self._resume()
+        self._describe(resolved, command)
+        log = self.bundle.log
+        self.run.begin(total_steps=self.inputs.total_steps, step=self.progress.step)
+        self.metrics = stack.enter_context(MetricsWriter(self.run.metrics, after_step=self.progress.step))
+        self.trackers = start_trackers(
+            log.report_to, self.run, project=log.project, tags=self.bundle.run.tags,
+            is_main=self.ranks.is_main, note=self.reporter.note,
+        )  # fmt: skip
+        stack.callback(self.checkpointer.close)
+        self.trackers.log_config(show.tree(self.bundle))
+        self.reporter.started(path=self.run.path, step=self.progress.step, total_steps=self.inputs.total_steps)
+        distributed.seed_everything(self.bundle.run.seed + self.ranks.rank)
+        if checkpoint is not None:
+            self.checkpointer.restore_random(checkpoint)
+        elif self.bundle.eval.eval_on_start:
+            self._evaluate()
+        self._train()
+        return self._finish()
+
+    # ------------------------------------------------------------------ before
+
+    def _resume(self) -> Checkpoint | None:
+        resume = self.bundle.checkpoint.resume
+        checkpoint = self.checkpointer.latest() if resume == "auto" else None
+        if resume not in ("auto", "never"):
+            checkpoint = self.checkpointer.open(Path(resume))
+        if checkpoint is None:
+            return None
+        self.checkpointer.load(checkpoint)
+        self.machine.weights.publish()
+        meta = checkpoint.meta
+        self.progress = Progress(**meta["progress"])
+        self.best, self.evaluations_without_better = meta["best"], meta["evaluations_without_better"]
+        self.last = dict(meta["last"])
+        self.reporter.note(f"going on from {checkpoint.path}, step {self.progress.step}")
+        return checkpoint
+
+    def _describe(self, resolved: Resolved, command: Sequence[str]) -> None:
+        """The files that say what this run is."""
+        if not self.ranks.is_main:
+            return
+        run, inputs = self.run, self.inputs
+        write_atomically(run.config, show.dump(resolved, "toml"))
+        write_origins(run, show.origins(resolved))
+        details = {"precision": self.machine.precision, "head": asdict(self.machine.head_report)}
+        if self.machine.isolation is not None:
+            details["isolation"] = asdict(self.machine.isolation)
+        write_environment(run, describe(device=str(self.ranks.device), command=command or sys.argv, details=details))
+        ledger = {"train": _split_facts(inputs.train)}
+        dropped = [{"split": "train", **asdict(row)} for row in inputs.train.rows.ledger.dropped()]
+        if inputs.evaluation is not None:
+            ledger["evaluation"] = _split_facts(inputs.evaluation)
+            dropped += [{"split": "evaluation", **asdict(row)} for row in inputs.evaluation.rows.ledger.dropped()]
+        write_ledger(run, ledger, dropped)
+
+    # ------------------------------------------------------------------ between two steps
+
+    def _train(self) -> None:
+        with StopSignals() as signals:
+            for report in train_steps(
+                self.machine.step,
+                self.machine.batches_at,
+                progress=self.progress,
+                steps_per_epoch=self.inputs.steps_per_epoch,
+                total_steps=self.inputs.total_steps,
+                learning_rate_at=self.inputs.learning_rate_at,
+            ):
+                self._log(report)
+                is_best = self._evaluate() if self._is_due(self.bundle.eval.eval_steps, epochs=True) else False
+                stop = self.ranks.agree(signals.received is not None)
+                enough = self._has_converged()
+                self._save_if_due(is_best=is_best, now=stop or enough)
+                self.checkpointer.poll()
+                if enough:
+                    self.reporter.note(f"stopped early: {self.evaluations_without_better} evaluations without a better one")
+                    return
+                if stop and not self._is_last:
+                    raise self._interrupted(signals.received or "a signal on another rank")
+
+    @property
+    def _is_last(self) -> bool:
+        return self.progress.step >= self.inputs.total_steps
+
+    def _is_due(self, every: int | None, *, epochs: bool) -> bool:
+        """At multiples of `every` (none: where an epoch ends, if `epochs`), and after the last step."""
+        step = self.progress.step
+        if every is None:
+            return self._is_last or (epochs and step % self.inputs.steps_per_epoch == 0)
+        return self._is_last or step % every == 0
+
+    def _log(self, report: StepReport) -> None:
+        self.reporter.step(report)
+        if report.step != 1 and not self._is_due(self.bundle.log.logging_steps, epochs=False):
+            return
+        record = asdict(report)
+        del record["samples"]
+        self._record(record)
+        if not self._is_last:
+            self.run.update("running", step=report.step)
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self.last |= record
+        if self.ranks.is_main:
+            self.metrics.append(record)
+        self.trackers.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def _evaluate(self) -> bool:
+        """Evaluate, and say whether the chosen metric is the best so far."""
+        if self.inputs.evaluation is None:
+            return False
+        metrics = self.machine.evaluate()
+        self.answers = self.machine.answer()
+        metrics |= answer_metrics(self.answers)
+        step = self.progress.step
+        report = EvalReport(step, step / self.inputs.steps_per_epoch, metrics, self.answers)
+        self._record({"step": step, "epoch": report.epoch, **metrics})
+        self.reporter.evaluated(report)
+        return self._judge(metrics)
+
+    def _judge(self, metrics: Mapping[str, float]) -> bool:
+        name = self.bundle.eval.metric_for_best_model
+        if name not in metrics:
+            known = ", ".join(metrics)
+            problem = Problem("eval.metric_for_best_model", f"no evaluation gives {name!r}", help=f"one of {known}")
+            raise assemble.ModelError(problem)
+        value = metrics[name]
+        lower = any(word in name for word in LOWER_IS_BETTER)
+        better = math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best))
+        if better:
+            self.best = value
+        if self.progress.step:
+            self.evaluations_without_better = 0 if better else self.evaluations_without_better + 1
+        return better and self.progress.step > 0
+
+    def _has_converged(self) -> bool:
+        patience = self.bundle.eval.early_stopping_patience
+        return patience is not None and self.evaluations_without_better >= patience
+
+    def _save_if_due(self, *, is_best: bool, now: bool) -> None:
+        wanted = is_best and self.bundle.eval.load_best_model_at_end
+        if not (now or wanted or self._is_due(self.bundle.checkpoint.save_steps, epochs=False)):
+            return
+        if self.ranks.is_main:
+            self.metrics.sync()
+        path = self.checkpointer.save(
+            self.progress.step,
+            meta={
+                "progress": asdict(self.progress),
+                "best": self.best,
+                "evaluations_without_better": self.evaluations_without_better,
+                "last": self.last,
+            },
+            is_best=is_best,
+            wait=now,
+        )
+        self.reporter.saved(path)
+
+    def _interrupted(self, name: str) -> Interrupted:
+        step = self.progress.step
+        message = f"stopped by {name} after step {step} of {self.inputs.total_steps}; the checkpoint is saved"
+        return Interrupted(Problem("", message, help=f"the same command goes on from it, in {self.run.path}"))
+
+    # ------------------------------------------------------------------ after
+
+    def _finish(self) -> RunResult:
+        self.checkpointer.wait()
+        if self.bundle.eval.load_best_model_at_end:
+            best = self.checkpointer.best()
+            if best is not None:
+                self.checkpointer.load_weights(self.checkpointer.open(best))
+                self.machine.weights.publish()
+                self.reporter.note(f"the final model is that of {best}")
+        if self.bundle.checkpoint.save_final and self.ranks.is_main:
+            self.reporter.stage("save the final model")
+            with self.machine.weights.exposed():
+                save_final(self.machine.model, self.inputs.tokenizer, self.run.final)
+        metrics = {**self.last, "best_metric": self.best}
+        self.run.update("finished", step=self.progress.step, metrics=metrics)
+        self.trackers.log_summary(metrics)
+        self.trackers.finish("finished")
+        result = RunResult(
+            path=self.run.path,
+            last_metrics=dict(self.last),
+            best_metric=self.best,
+            steps=self.progress.step,
+            answers=self.answers,
+        )
+        self.reporter.finished(result)
+        return result
+
+
+def _split_facts(split: assemble.Split) -> dict[str, Any]:
+    """What data.json says of one side: its sources, its fill, its plan."""
+    plan = split.plan(0)
+    tokens = int(split.bins.length.sum())
+    longest = int(split.bins.length.max(initial=0))
+    return {
+        **split.rows.ledger.as_data(),
+        "fingerprint": split.rows.fingerprint,
+        "bins": len(split.bins),
+        "documents": len(split.bins.sample),
+        "tokens": tokens,
+        "longest_document": longest,
+        "steps_per_epoch": plan.num_steps,
+        "plan_hash": plan.digest,
+    }
