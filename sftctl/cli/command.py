@@ -49,6 +49,11 @@ class Command(TyperCommand):
         invocation = parse(args, self.usage, command=ctx.command_path)
         if invocation.problems and not self.usage.takes_leaves:
             raise ConfigError(*invocation.problems)
+        if invocation.problems:
+            from sftctl.cli.resolving import registers_groups  # only where an option is not known
+
+            if registers_groups(invocation.words):
+                invocation = parse(args, self.usage, command=ctx.command_path)
         ctx.params["invocation"] = invocation
         return []
 

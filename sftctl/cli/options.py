@@ -29,7 +29,7 @@ from sftctl.config.sources.options import Assignment
 from sftctl.errors import Origin, Problem
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf\b|nan\b)")
-_FILE_LIKE = re.compile(r"[./\\]|^recipe:")
+_FILE_LIKE = re.compile(r"[/\\]|^recipe:|\.(toml|ya?ml|json)$")
 HELP_OPTIONS = ("--help", "-h")
 
 
@@ -97,6 +97,8 @@ class _Reader:
             if take(typed, key, value):
                 return
         self._unknown(typed)
+        if value is None and self.rest and not self.rest[0].startswith("-") and not _may_be_file(self.rest[0]):
+            self.rest.popleft()  # what was meant as its value is no missing file too
 
     def _short(self, token: str) -> None:
         for switch in self.usage.switches:
@@ -196,7 +198,7 @@ class _Reader:
         if not self.rest or self.rest[0].startswith("-"):
             return "true"
         word = self.rest[0]
-        if word.lower() in leaf_options.values(leaf) or not (_FILE_LIKE.search(word) or os.path.exists(word)):
+        if word.lower() in leaf_options.values(leaf) or not _may_be_file(word):
             return self.rest.popleft()
         return "true"
 
@@ -215,3 +217,8 @@ class _Reader:
         elif len(self.words) < least:
             assert words is not None
             self.problems.append(Problem(words.name, f"is missing: {words.help}", help=see))
+
+
+def _may_be_file(word: str) -> bool:
+    """Whether a word that could be a value or a file is a file: it is there, or is spelt like one."""
+    return bool(_FILE_LIKE.search(word)) or os.path.exists(word)

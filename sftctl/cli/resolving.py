@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 
 from sftctl.cli.options import Invocation
+from sftctl.cli.terminal import colour_report, has_colour, write
+from sftctl.config import registry
 from sftctl.config.resolve import Resolved, resolve
 from sftctl.errors import ConfigError
 
 
 def resolve_invocation(invocation: Invocation) -> Resolved:
-    """Files, this process's environment and the options, resolved. Raises ConfigError with every problem."""
+    """Files, this process's environment and the options, resolved; what is worth a note goes to standard error.
+
+    Raises ConfigError with every problem of all of them.
+    """
     problems = invocation.problems
     try:
         resolved = resolve(invocation.words, env=os.environ, options=invocation.assignments)
@@ -18,7 +26,23 @@ def resolve_invocation(invocation: Invocation) -> Resolved:
         raise ConfigError(*error.problems, *problems) from None
     if problems:
         raise ConfigError(*problems)
+    if resolved.notes:
+        from sftctl.config.report import render_notes  # only where there is something to say
+
+        text = colour_report(render_notes(resolved.notes), colour=has_colour(sys.stderr))
+        write(f"{text}\n", stream=sys.stderr)
     return resolved
+
+
+def registers_groups(files: Sequence[str]) -> bool:
+    """Whether plug-ins that `files` name, or installed ones, brought groups that were not known before.
+
+    Asked only when a command line holds an option that nobody knows: it may be a plug-in's.
+    """
+    before = registry.version()
+    with suppress(ConfigError):  # its report comes when everything is resolved
+        resolve(files)
+    return registry.version() != before
 
 
 def apply_environment(resolved: Resolved) -> None:

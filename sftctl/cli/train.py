@@ -12,6 +12,8 @@ from sftctl.cli.options import Invocation
 from sftctl.cli.resolving import apply_environment, resolve_invocation
 from sftctl.cli.switches import Example, Switch, Usage
 from sftctl.cli.terminal import is_terminal
+from sftctl.config.rules import ready
+from sftctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftctl.engine.driver import Reporter
@@ -40,6 +42,8 @@ USAGE = Usage(
 
 def run(invocation: Invocation) -> None:
     resolved = resolve_invocation(invocation)
+    if missing := ready(resolved.facts):
+        raise ConfigError(*missing)
     apply_environment(resolved)
     from sftctl.engine.driver import train  # torch: only once there is something to train
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 from sftctl.cli.command import Command
 from sftctl.cli.files import FILES
@@ -11,12 +14,12 @@ from sftctl.cli.options import Invocation
 from sftctl.cli.resolving import resolve_invocation
 from sftctl.cli.switches import Example, Switch, Usage
 from sftctl.cli.terminal import columns, has_colour, styled, wrap, write
-from sftctl.config.leaves import groups
-from sftctl.config.resolve import Node, Resolved
-from sftctl.config.secrets import mask
-from sftctl.config.values import show_value
+
+if TYPE_CHECKING:
+    from sftctl.config.show import Row
 
 FORMATS = ("table", "toml", "yaml", "json")
+_VALUE_COLUMNS = 24
 
 USAGE = Usage(
     summary="Show the configuration that the files, the environment and the options make together.",
@@ -37,58 +40,58 @@ USAGE = Usage(
 
 
 def run(invocation: Invocation) -> None:
+    from sftctl.config.show import dump, rows  # which the errors of resolving do not need
+
     resolved = resolve_invocation(invocation)
-    if invocation.text("format", "table") == "table":
-        shown = _table(resolved, origin=invocation.on("origin"), changed=invocation.on("changed"))
-        write("\n".join(shown))
-        return
-    from sftctl.config.show import dump  # the writers of TOML, YAML and JSON
+    changed, format = invocation.on("changed"), invocation.text("format", "table")
+    if format in ("toml", "yaml", "json"):
+        write(dump(resolved, format, changed=changed).rstrip("\n"))
+    else:
+        shown = rows(resolved, changed=changed)
+        write("\n".join(_table(shown, origin=invocation.on("origin"))) or "nothing differs from the defaults")
 
-    write(dump(resolved, invocation.text("format"), changed=invocation.on("changed")).rstrip("\n"))
 
-
-def _table(resolved: Resolved, *, origin: bool, changed: bool) -> Iterator[str]:
-    """Groups with their keys and values; with `origin` each source below the value it gave, the winner first."""
-    colour = has_colour(sys.stdout)
-    shown = [node for node in resolved.nodes.values() if not (changed and node.value == _default(node))]
-    if not shown:
-        yield "nothing differs from the defaults"
-    names = max((len(_name(node)) for node in shown), default=0)
-    first = True
-    for group in groups():
-        nodes = [node for node in shown if node.path.partition(".")[0] == group]
-        if not nodes:
-            continue
-        if not first:
+def _table(shown: Sequence[Row], *, origin: bool) -> Iterator[str]:
+    """Groups with their keys and values; with `origin` the source beside each, and below it what it shadows."""
+    look = _Look(max((len(_name(row)) for row in shown), default=0), has_colour(sys.stdout), origin)
+    for index, (group, rows) in enumerate(groupby(shown, key=_group)):
+        if index:
             yield ""
-        first = False
-        yield styled(f"[{group}]", "bold", colour=colour)
-        for node in nodes:
-            yield from _rows(node, names, origin=origin, colour=colour)
+        yield styled(f"[{group}]", "bold", colour=look.colour)
+        for row in rows:
+            styles = ("green", "") if row.changed else ("", "dim")
+            yield from _lines(_name(row), row.value, row.origin, styles, look)
+            for value, source in row.shadowed if origin else ():
+                yield from _lines("", f"over {value}", source, ("", "dim"), look)
 
 
-def _rows(node: Node, names: int, *, origin: bool, colour: bool) -> Iterator[str]:
-    value = show_value(mask(node.value, node.path.split(".")))
-    is_default = node.origin.kind == "default"
-    head, *rest = wrap(value, width=max(columns() - names - 4, 20)) or [""]
-    name = styled(f"{_name(node):<{names}}", "" if is_default else "green", colour=colour)
-    yield f"  {name}  {styled(head, 'dim' if is_default else '', colour=colour)}"
-    yield from (f"  {'':<{names}}  {line}" for line in rest)
-    if not origin or is_default:
-        return
-    yield f"  {'':<{names}}  {styled(f'from {node.origin}', 'cyan', colour=colour)}"
-    for each in node.shadowed:
-        over = f"over {show_value(mask(each.value, node.path.split('.')))} from {each.origin}"
-        yield f"  {'':<{names}}  {styled(over, 'dim', colour=colour)}"
+@dataclass(frozen=True, slots=True)
+class _Look:
+    names: int
+    colour: bool
+    origin: bool
 
 
-def _name(node: Node) -> str:
-    return node.path.partition(".")[2]
+def _lines(name: str, value: str, source: str, styles: tuple[str, str], look: _Look) -> Iterator[str]:
+    """A name, a value in as many lines as it needs, and the source beside the last of them."""
+    margin = " " * (look.names + 4)
+    parts = value.replace("}, {", "},\n {").split("\n")  # a table of a list is a line of its own
+    lines = [line for part in parts for line in wrap(part, width=max(columns() - len(margin), 20))] or [""]
+    if look.origin and len(lines[-1]) > _VALUE_COLUMNS:
+        lines.append("")
+    for index, line in enumerate(lines):
+        left = margin if index else f"  {styled(name, styles[0], colour=look.colour)}{margin[len(name) + 2 :]}"
+        is_last = look.origin and index == len(lines) - 1
+        right = f"{' ' * (_VALUE_COLUMNS - len(line))}  {styled(source, 'cyan', colour=look.colour)}" if is_last else ""
+        yield f"{left}{styled(line, styles[1], colour=look.colour)}{right}"
 
 
-def _default(node: Node) -> object:
-    """The last thing that a value shadows is the default; a value that shadows nothing is one itself."""
-    return node.shadowed[-1].value if node.shadowed else node.value
+def _group(row: Row) -> str:
+    return row.path.partition(".")[0]
+
+
+def _name(row: Row) -> str:
+    return row.path.partition(".")[2]
 
 
 command = Command("show", USAGE, run)
