@@ -80,12 +80,12 @@ class GradSink:
     """A float32 buffer that takes the head weight's gradient instead of autograd.
 
     For a head in bf16 whose float32 master gradient lives elsewhere (the optimiser's), tied to the embedding or
-    not. The forward pass adds `scale · ∂loss/∂weight` to `buffer_VD`, in float32, and backward gives the weight
+    not. The forward pass adds `scale · ∂loss/∂weight` to `buffer`, [V, D], in float32, and backward gives the weight
     nothing. The caller promises: `scale` is what the loss sum is multiplied with before backward (1/N), and
     backward runs once. A tied embedding's own gradient still comes by autograd, to be added to the same buffer.
     """
 
-    buffer_VD: Tensor
+    buffer: Tensor
     scale: float
 
 
@@ -239,7 +239,7 @@ class _Work:
         self.grad_weight_VD = None
         if plan.needs_weight:
             sink = plan.sink
-            self.grad_weight_VD = sink.buffer_VD if sink else empty(num_vocab, num_dims).zero_()
+            self.grad_weight_VD = sink.buffer if sink else empty(num_vocab, num_dims).zero_()
         self.grad_bias_V = empty(num_vocab).zero_() if plan.needs_bias else None
 
     def chunk(self, rows: slice, hidden_CD: Tensor, labels_C: Tensor, weights_C: Tensor | None) -> None:

@@ -77,7 +77,7 @@ def base_model(model: Any) -> Any:
 
 
 def _plain_linear(module: Any) -> nn.Linear | None:
-    """The linear layer that makes logits; one that peft trains whole (`modules_to_save`) too, one with an adapter not."""
+    """The linear layer that makes logits, or the one peft trains in its place; none where an adapter changes it."""
     if hasattr(module, "modules_to_save"):
         module = module.modules_to_save[module.active_adapters[0]]
     plain = type(module) is nn.Linear and module.weight.is_floating_point()
