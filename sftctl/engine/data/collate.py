@@ -140,8 +140,9 @@ def _boundaries(length: NDArray[np.int32], pieces_B: Integers, padding_B: Intege
     Documents of 3 and 1 tokens, then 2, in rows of 4: padding 0 and 2, boundaries 0 3 4 6 8.
     """
     padded = padding_B > 0
-    lengths = np.insert(length.astype(np.int64), np.cumsum(pieces_B)[padded], padding_B[padded])
-    return np.concatenate(([0], np.cumsum(lengths)))
+    if padded.any():
+        length = np.insert(length, np.cumsum(pieces_B)[padded], padding_B[padded])
+    return np.concatenate(([0], np.cumsum(length, dtype=np.int64)))
 
 
 def _positions(bounds: Integers) -> Integers:
