@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 
-import sftctl
-
 PREFIX = "recipe:"
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
 
 def folder() -> str:
     """The folder that holds the recipes."""
-    package = os.path.dirname(os.path.abspath(sftctl.__file__))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     inside = os.path.join(package, "recipes")
     return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(package), "recipes")
 

@@ -135,7 +135,7 @@ def _flat_names() -> dict[str, str]:
 
 def _is_frozen(cls: type) -> bool:
     """Whether assignment is refused: attrs puts its frozen setter on the class."""
-    return cls.__setattr__.__name__ == "_frozen_setattrs"
+    return cls.__setattr__.__name__ in ("_frozen_setattrs", "_refuse_change")
 
 
 def _where(cls: type) -> str:

@@ -86,8 +86,13 @@ def resolve(
     stack.append(option_source.read(options))
     if overrides:
         stack.append(override_source.read(overrides, caller))
+    return resolve_layers(stack, problems)
+
+
+def resolve_layers(stack: Sequence[Layer], problems: Sequence[Problem] = ()) -> Resolved:
+    """One bundle out of layers, the last with the most say. Raises ConfigError with their problems and more."""
     sayings, found = layers.merge(stack)
-    return _build(sayings, problems + found)
+    return _build(sayings, [*problems, *found])
 
 
 def _build(sayings: Sayings, problems: list[Problem]) -> Resolved:

@@ -9,7 +9,7 @@ from here. Leaf names are the field's own: Transformers' `TrainingArguments`, TR
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -343,12 +343,17 @@ class Distributed:
     reshard_after_forward: bool = leaf(True, "Free gathered weights after the forward pass.")
 
 
+def _names_only(env: Mapping[str, str]) -> str:
+    """Variables without their values, which may be secrets, for `repr`."""
+    return "{" + ", ".join(env) + "}"
+
+
 @attrs.frozen(kw_only=True, slots=False)
 class Bundle:
     """One run, whole: every group, frozen. `sftctl.evolve` makes a changed, revalidated copy.
 
     `env` is a free table of environment variables, set before torch starts unless the caller has them.
-    `extensions` holds the groups that were registered by others, each by its name.
+    `extensions` holds the groups that were registered by others, each by its name; `bundle.reward` finds them too.
     """
 
     run: Run = attrs.field(factory=Run)
@@ -362,8 +367,16 @@ class Bundle:
     checkpoint: Checkpoint = attrs.field(factory=Checkpoint)
     log: Log = attrs.field(factory=Log)
     distributed: Distributed = attrs.field(factory=Distributed)
-    env: Mapping[str, str] = attrs.field(default=EMPTY)
+    env: Mapping[str, str] = attrs.field(default=EMPTY, repr=_names_only)
     extensions: Mapping[str, Any] = attrs.field(default=EMPTY)
+
+    if not TYPE_CHECKING:  # a checker knows the built-in groups, and nothing of those that are registered
+
+        def __getattr__(self, name: str) -> Any:
+            extensions = self.__dict__.get("extensions", EMPTY)
+            if name in extensions:
+                return extensions[name]
+            raise AttributeError(f"a bundle has no group {name!r}")
 
 
 BUILT_IN_GROUPS: dict[str, type] = {
@@ -379,5 +392,21 @@ BUILT_IN_GROUPS: dict[str, type] = {
     "log": Log,
     "distributed": Distributed,
 }
+
+
+class FrozenBundleError(attrs.exceptions.FrozenInstanceError):
+    """Raised for an assignment to a bundle or a group. An AttributeError, as of every frozen attrs class."""
+
+    def __init__(self, message: str) -> None:
+        """Takes a message, which attrs' own does not."""
+
+
+def _refuse_change(self: object, name: str, value: object = None) -> None:
+    raise FrozenBundleError(f"{name} is frozen: sftctl.evolve makes a changed copy of a bundle")
+
+
+for _cls in (Bundle, Dataset, *BUILT_IN_GROUPS.values()):
+    _cls.__setattr__ = _refuse_change  # type: ignore[method-assign]  # attrs refuses too, in fewer words
+    _cls.__delattr__ = _refuse_change  # type: ignore[method-assign]
 
 __all__ = ["BUILT_IN_GROUPS", "Bundle", "Dataset", "leaf"]

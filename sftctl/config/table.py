@@ -27,6 +27,9 @@ class Table(Mapping[str, Any]):
     def __hash__(self) -> int:
         return hash(frozenset(self._items.items()))
 
+    def __setitem__(self, key: str, value: object) -> None:
+        raise TypeError(f"{key} is in a table of a bundle, which is frozen: sftctl.evolve makes a changed copy")
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a table of a bundle is frozen: sftctl.evolve makes a changed copy")
 

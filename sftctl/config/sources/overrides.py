@@ -34,7 +34,7 @@ def read(overrides: Mapping[str, Any], origin: Origin = HERE) -> Layer:
             problems.append(_unknown(path, value, origin))
             continue
         leaf, leaf_path, inner = found
-        item = wrap(_builtin(value), origin)
+        item = wrap(builtin(value), origin)
         if leaf is not None and not inner:
             item = localise(item, leaf, os.getcwd())
         edits.append(Edit("set", leaf_path, secrets.hide(item, (*leaf_path.split(".", 1), *inner)), inner))
@@ -56,14 +56,14 @@ def _flatten(overrides: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], An
             yield tuple(key.split(".")), value
 
 
-def _builtin(value: Any) -> Any:
+def builtin(value: Any) -> Any:
     """Entries (`Dataset(...)`) as mappings, paths as texts, all the way down."""
     if attrs.has(type(value)):
-        return {field.name: _builtin(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        return {field.name: builtin(getattr(value, field.name)) for field in attrs.fields(type(value))}
     if isinstance(value, Mapping):
-        return {key: _builtin(each) for key, each in value.items()}
+        return {key: builtin(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_builtin(each) for each in value]
+        return [builtin(each) for each in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
