@@ -30,6 +30,15 @@ def metric(value: float) -> str:
     return f"{value:.4f}"
 
 
+def size(num_bytes: float) -> str:
+    """`512 B`, `1.5 MB`, `12 GB`."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while num_bytes >= 1000 and len(units) > 1:
+        num_bytes /= 1000
+        del units[0]
+    return f"{num_bytes:.1f} {units[0]}" if num_bytes < 10 and units[0] != "B" else f"{num_bytes:.0f} {units[0]}"
+
+
 def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import TextIO
 
 MIN_COLUMNS, MAX_COLUMNS = 60, 100
@@ -75,6 +76,21 @@ def wrap(text: str, *, width: int, indent: str = "") -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, colour: bool = False) -> list[str]:
+    """Columns as wide as what is in them, two spaces apart; one whose name begins with > is set to the right."""
+    names = [name.removeprefix(">") for name in head]
+    widths = [max(len(row[column]) for row in (names, *rows)) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if name.startswith(">") else cell.ljust(width)
+            for cell, width, name in zip(row, widths, head, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    return [styled(line(names), "bold", colour=colour), *(line(row) for row in rows)]
 
 
 def write(text: str, *, stream: TextIO | None = None) -> None:

@@ -40,13 +40,15 @@ USAGE = Usage(
 
 
 def run(invocation: Invocation) -> None:
-    from sftctl.config.show import dump, rows  # which the errors of resolving do not need
+    from sftctl.config.show import FORMATS as FILE_FORMATS  # which the errors of resolving do not need
+    from sftctl.config.show import dump, rows
 
     resolved = resolve_invocation(invocation)
     changed, format = invocation.on("changed"), invocation.text("format", "table")
-    if format in ("toml", "yaml", "json"):
-        write(dump(resolved, format, changed=changed).rstrip("\n"))
-    else:
+    for written in FILE_FORMATS:
+        if format == written:
+            write(dump(resolved, written, changed=changed).rstrip("\n"))
+    if format == "table":
         shown = rows(resolved, changed=changed)
         write("\n".join(_table(shown, origin=invocation.on("origin"))) or "nothing differs from the defaults")
 
