@@ -18,7 +18,7 @@ from typer.main import get_command
 from sftctl.cli.command import Commands, Entry
 from sftctl.cli.switches import Example
 from sftctl.cli.terminal import colour_report, has_colour, write
-from sftctl.errors import SftctlError
+from sftctl.errors import Interrupted, SftctlError
 
 PROGRAM = "sftctl"
 COMPLETE = "_SFTCTL_COMPLETE"
@@ -120,9 +120,13 @@ def _complete(command: Any) -> int:
 
 def report(error: SftctlError) -> int:
     """Write what is wrong to standard error; the exit code that says so."""
-    from sftctl.config.report import render  # only an error needs it
+    from sftctl.config.report import lines, render  # only an error needs them
 
-    write(colour_report(render(error), colour=has_colour(sys.stderr)), stream=sys.stderr)
+    if isinstance(error, Interrupted):  # which went as it should
+        text = "\n".join(line for problem in error.problems for line in lines(problem, word="stopped"))
+    else:
+        text = render(error)
+    write(colour_report(text, colour=has_colour(sys.stderr)), stream=sys.stderr)
     return error.exit_code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +44,27 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
-def step_line(report: StepReport, total_steps: int, seconds_left: float | None) -> str:
+class Clock:
+    """Time left, by the wall clock since the first step began: what happens between steps counts as they come."""
+
+    def __init__(self, *, step: int, total_steps: int) -> None:
+        self._first, self.total_steps = step, total_steps
+        self._begun: float | None = None
+
+    def seconds_left(self, report: StepReport) -> float:
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now - report.step_seconds
+        done = max(report.step - self._first, 1)
+        return (now - self._begun) / done * (self.total_steps - report.step)
+
+
+def step_line(report: StepReport, *, total_steps: int, seconds_left: float) -> str:
     """`step  20/312  epoch 0.19  loss 2.3140  lr 1.9e-05  12,345 tokens/s  left 1:20`."""
     width = len(str(total_steps))
-    left = f"  left {duration(seconds_left)}" if seconds_left is not None else ""
     return (
         f"step {report.step:>{width}}/{total_steps}  epoch {report.epoch:.2f}  loss {report.loss:.4f}  "
-        f"lr {report.learning_rate:.3g}  {report.tokens_per_second:,.0f} tokens/s{left}"
+        f"lr {report.learning_rate:.3g}  {report.tokens_per_second:,.0f} tokens/s  left {duration(seconds_left)}"
     )
 
 

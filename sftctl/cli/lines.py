@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -24,9 +23,7 @@ class Lines:
 
     def __init__(self, *, logging_steps: int) -> None:
         self._logging_steps = logging_steps
-        self._total_steps = 0
-        self._first_step = 0
-        self._begun = time.monotonic()
+        self._clock = figures.Clock(step=0, total_steps=0)
         self._evaluations: list[EvalReport] = []
 
     def __enter__(self) -> Self:
@@ -48,16 +45,13 @@ class Lines:
             self._say(line)
 
     def started(self, *, path: Path, step: int, total_steps: int) -> None:
-        self._first_step, self._total_steps = step, total_steps
-        self._begun = time.monotonic()
+        self._clock = figures.Clock(step=step, total_steps=total_steps)
         self._say(f"training: steps {step + 1} to {total_steps}, run directory {path}")
 
     def step(self, report: StepReport) -> None:
-        if report.step % self._logging_steps and report.step not in (self._first_step + 1, self._total_steps):
-            return
-        done = report.step - self._first_step
-        left = (time.monotonic() - self._begun) / done * (self._total_steps - report.step)
-        self._say(figures.step_line(report, self._total_steps, left))
+        left, total = self._clock.seconds_left(report), self._clock.total_steps
+        if report.step % self._logging_steps == 0 or report.step in (1, total):
+            self._say(figures.step_line(report, total_steps=total, seconds_left=left))
 
     def evaluated(self, report: EvalReport) -> None:
         self._evaluations.append(report)

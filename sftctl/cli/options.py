@@ -41,6 +41,8 @@ class Invocation:
     assignments: tuple[Assignment, ...]
     switches: Mapping[str, bool | str | tuple[str, ...]]
     problems: tuple[Problem, ...]
+    line: tuple[str, ...] = ()
+    """The whole command line as it was typed, for the record."""
 
     def on(self, name: str) -> bool:
         return bool(self.switches.get(name, False))
@@ -60,7 +62,8 @@ def parse(arguments: Sequence[str], usage: Usage, *, command: str) -> Invocation
     """Read `arguments` as `usage` says. Never raises for what a user typed: see `Invocation.problems`."""
     reader = _Reader(deque(arguments), usage, command)
     reader.read()
-    return Invocation(tuple(reader.words), tuple(reader.assignments), reader.switches, tuple(reader.problems))
+    line = (*command.split(), *arguments)
+    return Invocation(tuple(reader.words), tuple(reader.assignments), reader.switches, tuple(reader.problems), line)
 
 
 @dataclass

@@ -43,8 +43,7 @@ class Screen:
         self._stage: tuple[str, float] | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._first_step = 0
-        self._begun = 0.0
+        self._clock = figures.Clock(step=0, total_steps=0)
         self._evaluations: list[EvalReport] = []
 
     def __enter__(self) -> Self:
@@ -92,16 +91,14 @@ class Screen:
             expand=True,
         )
         self._task = self._progress.add_task("", total=total_steps, completed=step)
-        self._first_step, self._begun = step, time.monotonic()
+        self._clock = figures.Clock(step=step, total_steps=total_steps)
         self._refresh()
 
     def step(self, report: StepReport) -> None:
         assert self._progress is not None, "a run starts before it steps"
         assert self._task is not None
-        total = self._progress.tasks[0].total or report.step
-        done = max(report.step - self._first_step, 1)
-        left = (time.monotonic() - self._begun) / done * (total - report.step)
-        text = f"loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s  {figures.duration(left)} left"
+        left = figures.duration(self._clock.seconds_left(report))
+        text = f"loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s  {left} left"
         self._progress.update(self._task, completed=report.step, description=text)
 
     def evaluated(self, report: EvalReport) -> None:

@@ -20,7 +20,7 @@ MIN_COLUMNS, MAX_COLUMNS = 60, 100
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 _REPORT_STYLES = (
     (re.compile(r"^(error)(:.*)$"), ("bold red", "bold")),
-    (re.compile(r"^(note|warning)(:.*)$"), ("bold yellow", "bold")),
+    (re.compile(r"^(note|warning|stopped)(:.*)$"), ("bold yellow", "bold")),
     (re.compile(r"^(\s*(?:-->|:::))(.*)$"), ("blue", "")),
     (re.compile(r"^(\s*\|)(\s*\^+.*)$"), ("blue", "bold red")),
     (re.compile(r"^(\s*\d*\s*\|)(.*)$"), ("blue", "")),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from sftctl.cli.command import Command
@@ -48,7 +50,22 @@ def run(invocation: Invocation) -> None:
     from sftctl.engine.driver import train  # torch: only once there is something to train
 
     with _reporter(logging_steps=resolved.bundle.log.logging_steps) as reporter:
-        train(resolved.bundle, resolved=resolved, reporter=reporter, dry_run=invocation.on("dry-run"))
+        train(
+            resolved.bundle,
+            resolved=resolved,
+            reporter=reporter,
+            recipe=run_stem(invocation.words),
+            command=invocation.line,
+            dry_run=invocation.on("dry-run"),
+        )
+
+
+def run_stem(files: Sequence[str]) -> str:
+    """What a run without a name is called after: the last file, a recipe without its prefix, a run by its folder."""
+    if not files:
+        return "train"
+    path = PurePath(files[-1].removeprefix("recipe:"))
+    return path.parent.name if path.name == "config.toml" and path.parent.name else path.stem
 
 
 def _reporter(*, logging_steps: int) -> AbstractContextManager[Reporter]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from sftctl.cli.app import main
+from sftctl.cli.train import run_stem
+from sftctl.errors import Interrupted, Problem
 
 BASE = """\
 [model]
@@ -192,6 +194,8 @@ class TestTrain:
         assert trained[0]["bundle"].optim.learning_rate == 1e-4
         assert trained[0]["resolved"].nodes["optim.learning_rate"].origin.name == "--learning-rate"
         assert trained[0]["dry_run"] is True
+        assert trained[0]["recipe"] == "base"
+        assert trained[0]["command"] == ("sftctl", "train", "base.toml", "--learning-rate", "1e-4", "--dry-run")
 
     def test_the_environment_is_set_but_never_over_the_callers(
         self, sftctl: Sftctl, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
@@ -209,6 +213,25 @@ class TestTrain:
         code, out, err = sftctl("train")
         assert (code, out, trained) == (2, "", [])
         assert err.startswith("error: model.name_or_path: no model is named")
+
+
+def test_what_a_run_is_called_after() -> None:
+    files = [
+        (),
+        ("recipe:quickstart",),
+        ("a/base.toml", "b/over.yaml"),
+        ("runs/first-1/config.toml",),
+        ("config.toml",),
+    ]
+    assert [run_stem(each) for each in files] == ["train", "quickstart", "over", "first-1", "config"]
+
+
+def test_a_run_that_was_stopped_is_no_error(sftctl: Sftctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(words: list[str]) -> int:
+        raise Interrupted(Problem("", "step 8 is saved", help="the same command goes on"))
+
+    monkeypatch.setattr("sftctl.cli.app._run", stopped)
+    assert sftctl("train") == (3, "", "stopped: step 8 is saved\n  = help: the same command goes on\n")
 
 
 class TestRuns:
