@@ -141,6 +141,30 @@ def linear_cross_entropy(
     return LossSums(loss, num_correct, entropy, len(positions_S))
 
 
+def logits_loss(
+    logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor | None = None, *, loss_type: str = "nll"
+) -> LossSums:
+    """The same sums from a model's full logits, by autograd: for models whose head `find_head` cannot take.
+
+    Supervised positions are copied to float32, so its memory grows with S · V.
+    """
+    labels_T = labels_T.reshape(-1)
+    kept_T = labels_T != IGNORE_INDEX
+    labels_S1 = labels_T[kept_T].unsqueeze(1)
+    logits_SV = logits_TV.reshape(-1, logits_TV.shape[-1])[kept_T]
+    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+    log_probs_SV = logits_SV.log_softmax(1)
+    target_S = log_probs_SV.gather(1, labels_S1).squeeze(1)
+    weights_S = LOSSES[loss_type](target_S).detach()
+    if weights_T is not None:
+        weights_S = weights_S * weights_T.reshape(-1)[kept_T]
+    with torch.no_grad():
+        entropy = -(log_probs_SV.exp() * log_probs_SV).sum()
+        largest_SV = logits_SV == logits_SV.amax(1, keepdim=True) if len(labels_S1) else logits_SV
+        num_correct = (largest_SV.gather(1, labels_S1).squeeze(1) / largest_SV.sum(1)).sum()
+    return LossSums(-(weights_S * target_S).sum(), num_correct, entropy, len(labels_S1))
+
+
 def _make_plan(
     hidden_TD: Tensor, head: LinearHead, loss_type: str, chunk_size: int | None, count: int, sink: GradSink | None
 ) -> _Plan:
