@@ -29,6 +29,7 @@ from sftctl.engine.data.proof import MaskProof
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
 from sftctl.engine.loop import Progress, train_steps
+from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
 from sftctl.errors import ConfigError, Interrupted, Problem
@@ -114,7 +115,7 @@ def _claim(bundle: Bundle, resolved: Resolved, *, recipe: str) -> RunDirectory:
         Path(bundle.run.output_dir),
         Identity(recipe=recipe, digest=resolved.digest, settings=show.tree(bundle)),
         run_name=bundle.run.run_name,
-        resume=bundle.checkpoint.resume == "auto",
+        resume=bundle.checkpoint.resume,
         overwrite=bundle.run.overwrite,
     )
 
@@ -351,7 +352,7 @@ class Course:
                 self.reporter.note(f"the final model is that of {best}")
         if self.bundle.checkpoint.save_final and self.ranks.is_main:
             self.reporter.stage("save the final model")
-            with self.machine.weights.exposed():
+            with self.machine.weights.exposed(), quiet_transformers():
                 save_final(self.machine.model, self.inputs.tokenizer, self.run.final)
         metrics = {**self.last, "best_metric": self.best}
         self.run.update("finished", step=self.progress.step, metrics=metrics)

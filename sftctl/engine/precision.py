@@ -66,7 +66,8 @@ class Weights:
 
     def _take_gradient(self, parameter: Tensor) -> None:
         gradient = parameter.grad
-        assert gradient is not None
+        if gradient is None:  # the fused head's: it went into the buffer of `gradient_of` already
+            return
         master = self._master_of[id(parameter)]
         if master.grad is None:
             master.grad = gradient.to(master.dtype)
