@@ -40,7 +40,7 @@ def digest_of_file(file: Path, memo_dir: Path | None = None) -> str:
     status = file.stat()
     if memo_dir is None or status.st_size < SMALL_FILE_BYTES:
         return _hash(file)
-    identity = _identity(status)
+    identity = identity_of(status)
     memo = memo_dir / f"{digest_of_text(str(file.resolve()))}.json"
     try:
         known = json.loads(memo.read_text())
@@ -70,7 +70,8 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()
 
 
-def _identity(status: os.stat_result) -> list[int]:
+def identity_of(status: os.stat_result) -> list[int]:
+    """What tells a file from a changed one: size, both times, inode, device."""
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+DROPPED = "dropped.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,10 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class SourceLedger:
-    """One source's rows. Tokens are those kept; `trained_tokens` are targets; the `cut` ones truncation took."""
+    """One source's rows. Tokens are those kept; `trained_tokens` are targets; the `cut` ones truncation took.
+
+    `rows_used` counts the samples that the mixture takes of the rows kept.
+    """
 
     source: str
     format: str
@@ -42,11 +47,12 @@ class SourceLedger:
     tokens_cut: int
     trained_tokens_cut: int
     straddling_tokens: int
-    dropped: tuple[Dropped, ...] = ()
+    rows_used: int = 0
+    dropped: Iterable[Dropped] = field(default=(), compare=False, repr=False)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data, without the list of rows left out."""
-        data = asdict(self)
+        data = asdict(replace(self, dropped=()))
         del data["dropped"]
         return data
 
@@ -80,14 +86,57 @@ class Ledger:
                 stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def source_ledger_from(data: Mapping[str, Any]) -> SourceLedger:
+def source_ledger_from(data: Mapping[str, Any], dropped: Iterable[Dropped]) -> SourceLedger:
     """Read back what a store's meta holds."""
     fields = dict(data)
-    fields["dropped"] = tuple(Dropped(**row) for row in fields.get("dropped", ()))
     fields["unused_columns"] = tuple(fields["unused_columns"])
-    return SourceLedger(**fields)
+    return SourceLedger(**fields, dropped=dropped)
 
 
-def reasons_of(dropped: list[Dropped]) -> dict[str, int]:
-    """How often each kind of reason, most frequent first."""
-    return dict(Counter(row.kind for row in dropped).most_common())
+class DroppedFile:
+    """Rows left out, in a file, a line each: read anew at each pass."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[Dropped]:
+        if self._path.exists():
+            with self._path.open(encoding="utf-8") as stream:
+                for line in stream:
+                    yield Dropped(**json.loads(line))
+
+
+class DroppedBook:
+    """Takes rows left out as they come; to a file in `folder`, or to memory where that is None."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / DROPPED if folder is not None else None
+        self._rows: list[Dropped] = []
+        self._stream: IO[str] | None = None
+        self._reasons: Counter[str] = Counter()
+        self.first: Dropped | None = None
+
+    def __len__(self) -> int:
+        return self._reasons.total()
+
+    def add(self, row: Dropped) -> None:
+        self.first = self.first or row
+        self._reasons[row.kind] += 1
+        if self._path is None:
+            self._rows.append(row)
+            return
+        if self._stream is None:
+            self._stream = self._path.open("w", encoding="utf-8")
+        self._stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How often each kind of reason, most frequent first."""
+        return dict(self._reasons.most_common())
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def rows(self) -> Iterable[Dropped]:
+        return self._rows if self._path is None else DroppedFile(self._path)

@@ -9,25 +9,32 @@ Each source is prepared for itself; mixing is an order of (source, row) over the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftctl.engine.data.digests import digest_of_text
+from sftctl.engine.data.cache import default_cache_dir, entry, key_of
+from sftctl.engine.data.digests import DIGEST_BYTES, digest_of_text
 from sftctl.engine.data.labels import TruncationMode
-from sftctl.engine.data.ledger import Ledger, source_ledger_from
-from sftctl.engine.data.pipeline import Kit, Pipeline, Settings
-from sftctl.engine.data.proof import MaskProof, prove, violations
+from sftctl.engine.data.ledger import Ledger, SourceLedger, source_ledger_from
+from sftctl.engine.data.mixing import Mixing, Stopping, check_mixture, held_out, mix
+from sftctl.engine.data.pipeline import Pipeline
+from sftctl.engine.data.proof import MaskProof, prove
 from sftctl.engine.data.rendering import Loss
 from sftctl.engine.data.sources import Source, open_source
 from sftctl.engine.data.store import Store, Writer
 from sftctl.engine.data.tokens import Tokenizer
+from sftctl.engine.data.worker import Kit, Settings
 from sftctl.errors import DataError, Problem
 from sftctl.records import IGNORE_INDEX, GenerationPrompt, Sample
+
+__all__ = ["Prepared", "Source", "default_cache_dir", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,22 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.row_of)
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """int32 [N], tokens of each sample after truncation."""
-        lengths = np.empty(len(self), dtype=np.int32)
-        for number, store in enumerate(self.stores):
+        return self._per_sample([store.lengths for store in self.stores])
+
+    @cached_property
+    def num_trained(self) -> NDArray[np.int32]:
+        """int32 [N], targets of each sample."""
+        return self._per_sample([np.diff(_running_sum(store.trained)[store.starts]) for store in self.stores])
+
+    def _per_sample(self, columns: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
+        values = np.empty(len(self), dtype=np.int32)
+        for number, column in enumerate(columns):
             mine = self.source_of == number
-            lengths[mine] = store.lengths[self.row_of[mine]]
-        return lengths
+            values[mine] = column[self.row_of[mine]]
+        return values
 
     def sample(self, index: int) -> Sample:
         """Sample `index` of N."""
@@ -65,16 +80,12 @@ class Prepared:
 
     def select(self, indices: NDArray[np.int64]) -> Prepared:
         """These samples, in this order. The ledger and the proof stay those of the whole."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        return Prepared(
-            self.stores,
-            self.source_of[chosen],
-            self.row_of[chosen],
-            digest_of_text(self.fingerprint, chosen.tobytes().hex()),
-            self.ledger,
-            self.proof,
-            self.tokenizer,
-            self.cached,
+        source_of, row_of = self.source_of[indices], self.row_of[indices]
+        return replace(
+            self,
+            source_of=source_of,
+            row_of=row_of,
+            fingerprint=digest_of_text(self.fingerprint, _digest_of_order(source_of, row_of)),
         )
 
     def split(self, test_split_size: float, *, seed: int) -> tuple[Prepared, Prepared]:
@@ -88,9 +99,8 @@ class Prepared:
                     help="both need at least one row",
                 )
             )
-        held_out = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(self))[:size])
-        rest = np.setdiff1d(np.arange(len(self)), held_out)
-        return self.select(rest), self.select(held_out)
+        out = held_out(len(self), size, seed=seed)
+        return self.select(np.flatnonzero(~out)), self.select(np.flatnonzero(out))
 
     def generation_prompts(self, n: int) -> tuple[GenerationPrompt, ...]:
         """The first `n` samples that have a whole prompt and answer, to be answered: exactly the ids trained on."""
@@ -119,6 +129,10 @@ def prepare(
     assistant_only_loss: bool = False,
     last_turn_only_loss: bool = False,
     dataset_text_field: str = "text",
+    mixing: Mixing = "concat",
+    stopping_strategy: Stopping = "first_exhausted",
+    seed: int = 0,
+    dataset_num_proc: int | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
     on_mask_problem: Literal["error", "warn"] = "error",
     cache_dir: Path | None = None,
@@ -126,29 +140,73 @@ def prepare(
 ) -> Prepared:
     """Read, render, tokenise and label all rows of the sources.
 
-    `max_length = None` keeps rows whole (for packing that splits them). `cache_dir = None` keeps all in memory.
-    `where` names the sources in error texts. Raises DataError with all it knows to be wrong; with
-    `on_mask_problem = "warn"` violations of the mask proof are left in `Prepared.proof` instead.
+    The names are those of the configuration's `data` and `sft`. `max_length = None` keeps rows whole (for packing
+    that splits them). `cache_dir = None` keeps all in memory; `default_cache_dir()` is the user's. `seed` is for
+    interleaving. `where` names the sources in error texts.
+
+    Raises DataError: what is wrong with a source, or the violations of the mask proof, which with
+    `on_mask_problem = "warn"` are left in `Prepared.proof` instead.
     """
     if not sources:
         raise DataError(Problem(where, "there is no source", help="name one: --dataset FILE"))
+    check_mixture(sources, mixing=mixing, where=where)
     loss = Loss(completion_only_loss, assistant_only_loss, last_turn_only_loss)
     settings = Settings(max_length, truncation_mode, loss, dataset_text_field, on_bad_row)
     kit = Kit(tokenizer)
     places = [f"{where}[{index}]" for index in range(len(sources))]
-    stores = []
-    for source, place in zip(sources, places, strict=True):
-        opened = open_source(source, where=place, memo_dir=cache_dir)
-        stores.append(Pipeline(source, opened, settings, kit).run(Writer()))
-    ledgers = [source_ledger_from(store.meta["ledger"]) for store in stores]
-    proofs = [
-        prove(store, ledger, where=place, tokenizer=tokenizer)
-        for store, ledger, place in zip(stores, ledgers, places, strict=True)
+    made = [
+        _store_of(source, place, settings, kit, cache_dir, dataset_num_proc)
+        for source, place in zip(sources, places, strict=True)
     ]
-    proof = MaskProof(tuple(proofs), tuple(problem for each in proofs for problem in violations(each)))
+    stores = tuple(store for store, _ in made)
+    counts = [len(store) for store in stores]
+    source_of, row_of = mix(sources, counts, mixing=mixing, stopping_strategy=stopping_strategy, seed=seed, where=where)
+    ledger = Ledger(tuple(_ledger_of(store, int((source_of == i).sum())) for i, store in enumerate(stores)))
+    proof = MaskProof.of(
+        [
+            prove(store, book, where=place, tokenizer=tokenizer)
+            for store, book, place in zip(stores, ledger.sources, places, strict=True)
+        ]
+    )
     if proof.violations and on_mask_problem == "error":
         raise DataError(*proof.violations)
-    source_of = np.repeat(np.arange(len(stores), dtype=np.int16), [len(store) for store in stores])
-    row_of = np.concatenate([np.arange(len(store), dtype=np.int64) for store in stores])
-    fingerprint = digest_of_text(*(store.fingerprint for store in stores))
-    return Prepared(tuple(stores), source_of, row_of, fingerprint, Ledger(tuple(ledgers)), proof, tokenizer)
+    return Prepared(
+        stores=stores,
+        source_of=source_of,
+        row_of=row_of,
+        fingerprint=digest_of_text(*(store.fingerprint for store in stores), _digest_of_order(source_of, row_of)),
+        ledger=ledger,
+        proof=proof,
+        tokenizer=tokenizer,
+        cached=all(was_there for _, was_there in made),
+    )
+
+
+def _store_of(
+    source: Source, place: str, settings: Settings, kit: Kit, cache_dir: Path | None, num_proc: int | None
+) -> tuple[Store, bool]:
+    """One source's rows, and whether they were in the cache."""
+    opened = open_source(source, where=place, memo_dir=cache_dir)
+
+    def make(folder: Path | None) -> Store:
+        return Pipeline(source, opened, settings, kit, Writer(folder), num_proc=num_proc).run()
+
+    if cache_dir is None:
+        return make(None), False
+    reading = (source.path, source.format, sorted(source.columns.items()))
+    key = key_of(opened.fingerprint(), kit.digest_text(), repr(settings), repr(reading))
+    return entry(cache_dir, key, make)
+
+
+def _running_sum(values: NDArray[Any]) -> NDArray[np.int64]:
+    total = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=total[1:])
+    return total
+
+
+def _ledger_of(store: Store, rows_used: int) -> SourceLedger:
+    return source_ledger_from({**store.meta["ledger"], "rows_used": rows_used}, store.dropped)
+
+
+def _digest_of_order(source_of: NDArray[np.int16], row_of: NDArray[np.int64]) -> str:
+    return hashlib.blake2b(source_of.tobytes() + row_of.tobytes(), digest_size=DIGEST_BYTES).hexdigest()

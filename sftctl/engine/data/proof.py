@@ -93,6 +93,11 @@ class MaskProof:
     sources: tuple[SourceProof, ...]
     violations: tuple[Problem, ...]
 
+    @classmethod
+    def of(cls, sources: Sequence[SourceProof]) -> MaskProof:
+        """The proof of all sources, with what is wrong with each."""
+        return cls(tuple(sources), tuple(problem for source in sources for problem in violations(source)))
+
     def as_data(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +30,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftctl.engine.data.digests import DIGEST_BYTES, digest_of_file
 from sftctl.engine.data.labels import Chunk
+from sftctl.engine.data.ledger import DROPPED, Dropped, DroppedBook, DroppedFile
 
 DTYPES: dict[str, Any] = {
     "ids": np.int32,
@@ -41,6 +43,7 @@ DTYPES: dict[str, Any] = {
     "rows": np.int64,
 }
 INDEX = "index.json"
+NOTHING = hashlib.blake2b(digest_size=DIGEST_BYTES).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Store:
     rows: NDArray[np.int64]
     fingerprint: str
     meta: Mapping[str, Any]
+    dropped: Iterable[Dropped] = ()
     starts: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,9 +75,10 @@ class Writer:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self.dropped = DroppedBook(folder)
         self._parts: dict[str, list[NDArray[Any]]] = {name: [] for name in DTYPES}
         self._files: dict[str, IO[bytes]] = {}
-        self._hash = {name: hashlib.blake2b(digest_size=16) for name in DTYPES}
+        self._hash = {name: hashlib.blake2b(digest_size=DIGEST_BYTES) for name in DTYPES}
         self._num_tokens = 0
         self._weighted = False
 
@@ -95,18 +100,21 @@ class Writer:
         """Close, and give back what was written."""
         for file in self._files.values():
             file.close()
+        self.dropped.close()
         names = [name for name in DTYPES if name != "weights" or self._weighted]
         fingerprint = hashlib.blake2b(
             json.dumps([[name, self._hash[name].hexdigest()] for name in names if name != "rows"]).encode(),
-            digest_size=16,
+            digest_size=DIGEST_BYTES,
         ).hexdigest()
         if self._folder is not None:
             index = {"fingerprint": fingerprint, "weighted": self._weighted, "meta": dict(meta)}
             index["digests"] = {name: self._hash[name].hexdigest() for name in names}
+            if len(self.dropped):
+                index["dropped"] = digest_of_file(self._folder / DROPPED)
             (self._folder / INDEX).write_text(json.dumps(index))
             return read_store(self._folder)
         arrays = {name: _joined(self._parts[name], name) for name in names}
-        return _store(arrays, fingerprint, meta)
+        return _store(arrays, fingerprint, meta, self.dropped.rows())
 
     def _put(self, name: str, values: NDArray[Any]) -> None:
         array = np.ascontiguousarray(values, dtype=DTYPES[name])
@@ -128,23 +136,24 @@ def read_store(folder: Path) -> Store:
     """Memory-map an entry. Raises OSError, ValueError or KeyError where it is not whole."""
     index = json.loads((folder / INDEX).read_text())
     arrays = {name: _mapped(folder / name, name) for name in index["digests"]}
-    return _store(arrays, index["fingerprint"], index["meta"])
+    return _store(arrays, index["fingerprint"], index["meta"], DroppedFile(folder / DROPPED))
 
 
 def check_store(folder: Path) -> None:
     """Read an entry whole and hold it against its digests; raises ValueError where they differ."""
     index = json.loads((folder / INDEX).read_text())
-    for name, digest in index["digests"].items():
+    digests = dict(index["digests"])
+    if "dropped" in index:
+        digests[DROPPED] = index["dropped"]
+    for name, digest in digests.items():
         path = folder / name
-        if not path.exists() and digest == hashlib.blake2b(digest_size=16).hexdigest():
-            continue
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if found != digest:
+        if (digest_of_file(path) if path.exists() else NOTHING) != digest:
             raise ValueError(f"{path} is damaged")
 
 
-def _store(arrays: Mapping[str, NDArray[Any]], fingerprint: str, meta: Mapping[str, Any]) -> Store:
+def _store(
+    arrays: Mapping[str, NDArray[Any]], fingerprint: str, meta: Mapping[str, Any], dropped: Iterable[Dropped]
+) -> Store:
     store = Store(
         ids=arrays["ids"],
         trained=arrays["trained"],
@@ -154,6 +163,7 @@ def _store(arrays: Mapping[str, NDArray[Any]], fingerprint: str, meta: Mapping[s
         rows=arrays["rows"],
         fingerprint=fingerprint,
         meta=meta,
+        dropped=dropped,
     )
     num_rows, num_tokens = len(store), int(store.starts[-1])
     sizes = (len(store.ids), len(store.trained), len(store.answers), len(store.rows))

@@ -18,7 +18,7 @@ Source: https://huggingface.co/docs/transformers/chat_templating_writing
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -88,8 +88,7 @@ class ChatTemplate:
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as text. Raises TemplateRefusal."""
-        chosen = self._choose(tools)
-        return "".join(chosen.pieces(self._context(messages, tools, add_generation_prompt, kwargs or {})))
+        return self._choose(tools).text(self._context(messages, tools, add_generation_prompt, kwargs or {}))
 
     def render_marked(
         self,
@@ -138,37 +137,44 @@ class _Compiled:
             ) from error
         self.has_generation = bool(found)
         self._captured = any(found)
+        self._globals = dict(self._template.globals)
 
-    def pieces(self, context: dict[str, Any]) -> Iterator[str]:
+    def text(self, context: dict[str, Any]) -> str:
+        """The whole rendering. Raises TemplateRefusal."""
+        return self._joined(self._pieces(context))
+
+    def _joined(self, pieces: Iterable[str]) -> str:
         try:
-            yield from self._template.root_render_func(self._template.new_context(context))
+            return "".join(pieces)
         except jinja2.TemplateError as error:
             raise TemplateRefusal(f"the chat template refuses it: {error.message}") from error
         except Exception as error:  # whatever an expression of the template ran into with this row's values
             raise TemplateRefusal(f"the chat template fails on it: {type(error).__name__}: {error}") from error
+
+    def _pieces(self, context: dict[str, Any]) -> Iterator[str]:
+        # `shared` takes the names as they are; without it jinja2 copies its chained globals, a third of the time.
+        names = self._template.new_context({**self._globals, **context}, shared=True)
+        return self._template.root_render_func(names)
 
     def marked(self, context: dict[str, Any]) -> Marked:
         return self._marked_by_marks(context) if self._captured else self._marked_in_passing(context)
 
     def _marked_in_passing(self, context: dict[str, Any]) -> Marked:
         """Every piece before a tag has gone by when the tag is called: its place is their length."""
-        parts: list[str] = []
-        tracker = self._extension.tracker = _Tracker()
+        tracker = self._extension.tracker = _Tracker(self._pieces(context))
         try:
-            for piece in self.pieces(context):
-                parts.append(piece)
-                tracker.position += len(piece)
+            text = self._joined(tracker)
         finally:
             self._extension.tracker = None
-        return Marked("".join(parts), tuple(tracker.spans))
+        return Marked(text, tuple(tracker.spans))
 
     def _marked_by_marks(self, context: dict[str, Any]) -> Marked:
-        plain = "".join(self.pieces(context))
+        plain = self.text(context)
         if MARK_START in plain or MARK_END in plain:
             raise TemplateRefusal("it holds U+FDD0 or U+FDD1, noncharacters that mark the template's generation blocks")
         self._extension.marking = True
         try:
-            text = "".join(self.pieces(context))
+            text = self.text(context)
         finally:
             self._extension.marking = False
         spans: list[tuple[int, int]] = []
@@ -188,13 +194,18 @@ class _Compiled:
         return Marked(plain, tuple(sorted(spans)))
 
 
-@dataclass(slots=True)
 class _Tracker:
-    position: int = 0
-    spans: list[tuple[int, int]] = None  # type: ignore[assignment]
+    """Lets the pieces of a text through and counts their characters."""
 
-    def __post_init__(self) -> None:
-        self.spans = []
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+        self.position = 0
+        self.spans: list[tuple[int, int]] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            self.position += len(piece)
+            yield piece
 
 
 class _GenerationTag(jinja2.ext.Extension):

@@ -1,0 +1,121 @@
+"""How sources are joined: an order of (source, row) over rows that are prepared already. No token is touched.
+
+| way | order |
+|---|---|
+| concat | all rows of the first source, then of the second, … |
+| concat with `fraction` | the same, of each source its first round(share · N) rows; no source is oversampled |
+| interleave | a source is drawn by weight, seeded, and gives its next row |
+
+Shares 3 and 1 (0.75, 0.25) of sources of 90 and 20 rows: N = min(90 / 0.75, 20 / 0.25) = 80, so 60 and 20 rows.
+
+Randomness is raw PCG64 words, whose stream numpy keeps across releases (NEP 19): the same order on every rank,
+machine and version. `all_exhausted` begins a source anew until the last one has run out, as in `datasets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftctl.engine.data.sources import Source
+from sftctl.errors import DataError, Problem
+
+Order = tuple[NDArray[np.int16], NDArray[np.int64]]
+Mixing = Literal["concat", "interleave"]
+Stopping = Literal["first_exhausted", "all_exhausted"]
+_INTERLEAVE_STREAM, _SPLIT_STREAM = 2, 3
+
+
+def mix(
+    sources: Sequence[Source],
+    counts: Sequence[int],
+    *,
+    mixing: Mixing,
+    stopping_strategy: Stopping,
+    seed: int,
+    where: str,
+) -> Order:
+    """The order of the rows: source int16 [N] and row within it int64 [N]. Raises DataError."""
+    check_mixture(sources, mixing=mixing, where=where)
+    if mixing == "interleave":
+        weights = [1.0 if source.weight is None else source.weight for source in sources]
+        return interleave(counts, weights, seed=seed, stopping_strategy=stopping_strategy)
+    fractions = [source.fraction for source in sources]
+    if any(fraction is not None for fraction in fractions):
+        counts = shares(counts, [fraction or 0.0 for fraction in fractions])
+    return concat(counts)
+
+
+def check_mixture(sources: Sequence[Source], *, mixing: Mixing, where: str) -> None:
+    """Shares and weights that fit together and the way of mixing; raises DataError."""
+    without = [index for index, source in enumerate(sources) if source.fraction is None]
+    if mixing == "interleave" and len(without) < len(sources):
+        raise DataError(
+            Problem(
+                f"{where}", "a fraction is for mixing = concat; interleaving goes by weight", help="set weight instead"
+            )
+        )
+    if 0 < len(without) < len(sources):
+        raise DataError(
+            Problem(
+                f"{where}[{without[0]}].fraction",
+                "it has no fraction, and other sources have one",
+                help="give every source a fraction, or none",
+            )
+        )
+
+
+def concat(counts: Sequence[int]) -> Order:
+    """Counts 2 and 1: sources 0 0 1, rows 0 1 0."""
+    rows = [np.arange(count, dtype=np.int64) for count in counts]
+    return np.repeat(np.arange(len(counts), dtype=np.int16), counts), np.concatenate(rows)
+
+
+def shares(counts: Sequence[int], fractions: Sequence[float]) -> list[int]:
+    """How many rows each source gives so that the mixture has these shares and is as large as it can be."""
+    total = sum(fractions)
+    normal = [fraction / total for fraction in fractions]
+    size = min(count / share for count, share in zip(counts, normal, strict=True) if share > 0)
+    return [min(count, round(share * size)) for count, share in zip(counts, normal, strict=True)]
+
+
+def interleave(counts: Sequence[int], weights: Sequence[float], *, seed: int, stopping_strategy: Stopping) -> Order:
+    """Draw sources by weight until the first, or the last, has given its last row."""
+    bounds = np.cumsum(np.array(weights) / sum(weights))
+    size = 2 * max(64, sum(counts))
+    while True:
+        drawn = np.minimum(np.searchsorted(bounds, uniform(size, seed), side="right"), len(counts) - 1).astype(np.int16)
+        ends = [_place_of_draw(drawn, source, count) for source, count in enumerate(counts)]
+        end = min(ends) if stopping_strategy == "first_exhausted" else max(ends)
+        if end < size:
+            break
+        size *= 2
+    drawn = drawn[: end + 1]
+    rows = np.empty(len(drawn), dtype=np.int64)
+    for source, count in enumerate(counts):
+        mine = drawn == source
+        rows[mine] = np.arange(int(mine.sum())) % count
+    return drawn, rows
+
+
+def held_out(num_rows: int, size: int, *, seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out: `size` of them, those with the smallest random words."""
+    words = np.random.PCG64(np.random.SeedSequence([seed, _SPLIT_STREAM])).random_raw(num_rows)
+    out = np.zeros(num_rows, dtype=bool)
+    out[np.argsort(words, kind="stable")[:size]] = True
+    return out
+
+
+def uniform(size: int, seed: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) from the upper 53 bits of raw words; a longer draw begins with the shorter one."""
+    words = np.random.PCG64(np.random.SeedSequence([seed, _INTERLEAVE_STREAM])).random_raw(size)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _place_of_draw(drawn: NDArray[np.int16], source: int, count: int) -> int:
+    """Where a source is drawn for the `count`-th time; past the end where it is not."""
+    places = np.flatnonzero(drawn == source)
+    return int(places[count - 1]) if len(places) >= count else len(drawn)
