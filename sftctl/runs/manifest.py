@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -79,7 +80,10 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`, its own digest checked. Raises RunError, saying what is wrong with it."""
-    body = read_json(folder / MANIFEST)
+    try:
+        body = read_json(folder / MANIFEST)
+    except RunError as error:
+        raise damaged(folder, error.problems[0].message) from error
     if body is None:
         raise damaged(folder, f"it has no {MANIFEST}, which is written last")
     digest = body.pop("digest", None)
@@ -166,6 +170,8 @@ def remove(folder: Path) -> None:
     """Remove a checkpoint: first its name, in one rename, so that no half of it is ever found."""
     removing = folder.with_name(f".{folder.name}{REMOVING_SUFFIX}")
     with refusals(folder, "remove"):
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
         shutil.rmtree(removing, ignore_errors=True)
         os.rename(folder, removing)
         shutil.rmtree(removing)
