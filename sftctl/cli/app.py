@@ -48,6 +48,7 @@ class Sftctl(Commands):
 
     entries: ClassVar = {
         "train": Entry("sftctl.cli.train", "Fine-tune a model."),
+        "sweep": Entry("sftctl.cli.sweep", "Train once for each combination of values, and compare."),
         "runs": Entry("sftctl.cli.runs", "List runs, and tell how far one is and how it goes on."),
         "config": Entry("sftctl.cli.config", "Show, compare, write, check and explain configurations."),
     }

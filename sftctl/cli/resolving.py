@@ -19,18 +19,23 @@ def resolve_invocation(invocation: Invocation) -> Resolved:
 
     Raises ConfigError with every problem of all of them.
     """
-    problems = invocation.problems
-    try:
-        resolved = resolve(invocation.words, env=os.environ, options=invocation.assignments)
-    except ConfigError as error:
-        raise ConfigError(*error.problems, *problems) from None
-    if problems:
-        raise ConfigError(*problems)
+    resolved = resolve_quietly(invocation)
     if resolved.notes:
         from sftctl.config.report import render_notes  # only where there is something to say
 
         text = colour_report(render_notes(resolved.notes), colour=has_colour(sys.stderr))
         write(f"{text}\n", stream=sys.stderr)
+    return resolved
+
+
+def resolve_quietly(invocation: Invocation) -> Resolved:
+    """The same without its notes."""
+    try:
+        resolved = resolve(invocation.words, env=os.environ, options=invocation.assignments)
+    except ConfigError as error:
+        raise ConfigError(*error.problems, *invocation.problems) from None
+    if invocation.problems:
+        raise ConfigError(*invocation.problems)
     return resolved
 
 

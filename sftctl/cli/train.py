@@ -18,7 +18,9 @@ from sftctl.config.rules import ready
 from sftctl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sftctl.config.resolve import Resolved
     from sftctl.engine.driver import Reporter
+    from sftctl.records import RunResult
 
 USAGE = Usage(
     summary="Fine-tune a model as the files, the environment and the options say.",
@@ -46,11 +48,17 @@ def run(invocation: Invocation) -> None:
     resolved = resolve_invocation(invocation)
     if missing := ready(resolved.facts):
         raise ConfigError(*missing)
-    apply_environment(resolved)
-    from sftctl.engine.driver import train  # torch: only once there is something to train
+    train_resolved(resolved, invocation)
 
+
+def train_resolved(resolved: Resolved, invocation: Invocation) -> RunResult | None:
+    """Train what was resolved, telling this terminal or log file; None after a dry run."""
+    apply_environment(resolved)
     with _reporter(logging_steps=resolved.bundle.log.logging_steps) as reporter:
-        train(
+        reporter.stage("start torch")
+        from sftctl.engine.driver import train  # torch: only once there is something to train
+
+        return train(
             resolved.bundle,
             resolved=resolved,
             reporter=reporter,

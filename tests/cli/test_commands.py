@@ -3,67 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sftctl.cli.app import main
 from sftctl.cli.train import run_stem
 from sftctl.errors import Interrupted, Problem
 
-BASE = """\
-[model]
-name_or_path = "some/model"
-
-[optim]
-learning_rate = 1e-5
-betas = [0.9, 0.95]
-
-[[data.datasets]]
-path = "some/rows"
-"""
-OVER = """\
-[optim]
-learning_rate = 2e-5
-
-[env]
-HF_TOKEN = "hf_sesame"
-SFT_TEST_VARIABLE = "from the file"
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with two files, and no settings in the environment."""
-    (tmp_path / "base.toml").write_text(BASE)
-    (tmp_path / "over.toml").write_text(OVER)
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.startswith("SFTCTL_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
-
-
-class Sftctl:
-    """`sftctl("config", "show")` -> (exit code, standard output, standard error)."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        code = main(arguments)
-        said = self._capsys.readouterr()
-        return code, said.out, said.err
-
-
-@pytest.fixture
-def sftctl(folder: Path, capsys: pytest.CaptureFixture[str]) -> Sftctl:
-    return Sftctl(capsys)
+Sftctl = Callable[..., tuple[int, str, str]]
 
 
 class TestShow:
@@ -174,23 +124,9 @@ register_group("reward", Reward)
 
 
 class TestTrain:
-    @pytest.fixture
-    def trained(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-        """Calls of the driver, which is replaced: what it does is tested where it is."""
-        calls: list[dict[str, Any]] = []
-
-        def train(bundle: Any, **settings: Any) -> None:
-            calls.append({"bundle": bundle, "environ": dict(os.environ), **settings})
-            settings["reporter"].note("trained")
-
-        driver = types.ModuleType("sftctl.engine.driver")
-        driver.train = train  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "sftctl.engine.driver", driver)
-        return calls
-
     def test_what_is_resolved_is_trained(self, sftctl: Sftctl, trained: list[dict[str, Any]]) -> None:
         code, out, err = sftctl("train", "base.toml", "--learning-rate", "1e-4", "--dry-run")
-        assert (code, out, err) == (0, "note: trained\n", "")
+        assert (code, out, err) == (0, "start torch …\nnote: trained\n", "")
         assert trained[0]["bundle"].optim.learning_rate == 1e-4
         assert trained[0]["resolved"].nodes["optim.learning_rate"].origin.name == "--learning-rate"
         assert trained[0]["dry_run"] is True

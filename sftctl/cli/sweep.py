@@ -1,0 +1,125 @@
+"""`sftctl sweep FILE… --over KEY=VALUE,VALUE`: a run for each combination, and a table of them, the best first.
+
+Every combination is resolved before the first run begins. A run that fails does not stop the others, and the
+same command again does only what is missing, since a run directory is found by its configuration. Each run has
+a process of its own where the system can fork, so that one which runs out of memory leaves the next one whole.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sftctl.cli.command import Command
+from sftctl.cli.figures import metric
+from sftctl.cli.files import FILES
+from sftctl.cli.grid import OPTION, Point, points, read_axes
+from sftctl.cli.options import Invocation
+from sftctl.cli.resolving import apply_environment, resolve_quietly
+from sftctl.cli.runner import Ended, run_apart
+from sftctl.cli.switches import Example, Switch, Usage
+from sftctl.cli.terminal import has_colour, styled, text_table, write
+from sftctl.cli.train import train_resolved
+from sftctl.config.resolve import Resolved
+from sftctl.config.rules import ready
+from sftctl.config.sources.options import Assignment
+from sftctl.errors import ConfigError, Interrupted, Problem
+
+FAILED = 1
+LOWER_IS_BETTER = ("loss", "entropy", "perplexity")
+
+USAGE = Usage(
+    summary="Train once for each combination of values, and compare the runs.",
+    about=(
+        "All combinations are checked before the first run begins. A run that fails does not stop the others. "
+        "The same command again does only what is missing."
+    ),
+    words=FILES,
+    switches=(Switch("over", "A key and its values. Again for another key.", value="KEY=VALUE,VALUE", many=True),),
+    examples=(
+        Example(
+            "sftctl sweep run.toml --over learning_rate=1e-5,2e-5 --over loss_type=nll,dft",
+            "Two learning rates with two losses, four runs:",
+        ),
+    ),
+    takes_leaves=True,
+)
+
+
+def run(invocation: Invocation) -> int:
+    axes, problems = read_axes(invocation.texts("over"))
+    if not axes and not problems:
+        help = f"write {OPTION} KEY=VALUE,VALUE, as in {OPTION} optim.learning_rate=1e-5,2e-5"
+        problems = [Problem("", "there is nothing to sweep over", help=help)]
+    invocation = replace(invocation, problems=(*invocation.problems, *problems))
+    grid = list(points(axes)) if not problems else [Point(())]
+    resolved = _resolve_all(invocation, grid)
+    apply_environment(resolved[0])
+    ended: list[Ended] = []
+    for number, (point, each) in enumerate(zip(grid, resolved, strict=True), start=1):
+        title = styled(f"run {number} of {len(grid)}", "bold", colour=has_colour(sys.stdout))
+        write(f"{title}: {point}")
+        ended.append(run_apart(lambda each=each: train_resolved(each, invocation)))  # type: ignore[misc]
+        if ended[-1].stopped:
+            message = f"the sweep was stopped in run {number} of {len(grid)}"
+            raise Interrupted(Problem("", message, help="the same command goes on from there"))
+        write("")
+    _compare(grid, ended, resolved[0].bundle.eval.metric_for_best_model)
+    return FAILED if any(each.problem for each in ended) else 0
+
+
+def _resolve_all(invocation: Invocation, grid: Sequence[Point]) -> list[Resolved]:
+    """Every combination, before the first run. Raises ConfigError with what is wrong in any of them."""
+    resolved: list[Resolved] = []
+    problems: list[Problem] = []
+    for point in grid:
+        try:
+            resolved.append(_resolve(invocation, point))
+        except ConfigError as error:
+            problems += error.problems
+    problems += [problem for each in resolved for problem in ready(each.facts)]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return resolved
+
+
+def _resolve(invocation: Invocation, point: Point) -> Resolved:
+    assignments = (*invocation.assignments, *point.assignments())
+    resolved = resolve_quietly(replace(invocation, assignments=assignments))
+    name = resolved.bundle.run.run_name
+    if name is None:
+        return resolved
+    others = [each for each in assignments if not _names_run(each)]  # runs of one name would be one run
+    named = Assignment(OPTION, "option", "run.run_name", f"{name}-{point.suffix}")
+    return resolve_quietly(replace(invocation, assignments=(*others, named)))
+
+
+def _names_run(assignment: Assignment) -> bool:
+    return "run.run_name" in (assignment.path, (assignment.text or "").partition("=")[0].strip())
+
+
+def _compare(grid: Sequence[Point], ended: Sequence[Ended], wanted: str) -> None:
+    """A table of the runs, the best first, those without a figure last."""
+    name = wanted if any(wanted in each.metrics for each in ended) else "loss"
+    sign = 1 if any(word in name for word in LOWER_IS_BETTER) else -1
+
+    def order(pair: tuple[Point, Ended]) -> float:
+        value = pair[1].metrics.get(name, math.nan)
+        return sign * value if isinstance(value, (int, float)) and math.isfinite(value) else math.inf
+
+    rows = []
+    for point, each in sorted(zip(grid, ended, strict=True), key=order):
+        values = [value for _, value in point.settings]
+        rows.append((*values, _figure(each.metrics.get(name)), each.problem or each.path))
+    head = [*(path.rpartition(".")[2] for path, _ in grid[0].settings), f">{name}", "run"]
+    write("\n".join(text_table(head, rows, colour=has_colour(sys.stdout))))
+
+
+def _figure(value: Any) -> str:
+    return metric(value) if isinstance(value, (int, float)) and math.isfinite(value) else "-"
+
+
+command = Command("sweep", USAGE, run)
