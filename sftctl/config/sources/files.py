@@ -64,11 +64,11 @@ def read(name: str, said_by: Origin | None = None) -> Document:
         message = f"{name}: cannot tell from its name what kind of file this is"
         raise Unreadable(Problem("", message, said_by, "name it .toml, .yaml, .yml or .json"))
     format_name, reader = READERS[suffix]
-    text = _text(name, path, said_by)
+    text = _decoded(name, path, said_by)
     try:
         root = reader(text, name, kind) if text.strip() else Item({}, Origin(kind, name, 1, 1, 2, ""))
     except Unreadable as error:
-        raise Unreadable(*(secrets.guess(_named(each, name)) for each in error.problems)) from None
+        raise Unreadable(*(secrets.guess(named(each, name)) for each in error.problems)) from None
     if not isinstance(root.value, dict):
         message = "must be a table of groups" + (", got a list" if isinstance(root.value, list) else "")
         raise Unreadable(
@@ -76,6 +76,12 @@ def read(name: str, said_by: Origin | None = None) -> Document:
         )
     folder = os.path.dirname(os.path.abspath(path))
     return Document(name=name, folder=folder, root=secrets.hide(root), format=format_name)
+
+
+def text_of(name: str) -> str:
+    """The text of a file of any kind, for what is imported. Raises Unreadable."""
+    _must_be_readable(name, name, None)
+    return _decoded(name, name, None)
 
 
 class _Collector:
@@ -115,7 +121,7 @@ def _beside(name: str, base: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(name), base))
 
 
-def _named(problem: Problem, name: str) -> Problem:
+def named(problem: Problem, name: str) -> Problem:
     """A reader's complaint, which knows lines, with the file's name in front."""
     return dataclasses.replace(problem, message=f"{name}: {problem.message}")
 
@@ -160,7 +166,7 @@ def _near_file(path: str) -> str | None:
     return f"did you mean '{os.path.join(os.path.dirname(path), guess)}'?" if guess else None
 
 
-def _text(name: str, path: str, said_by: Origin | None) -> str:
+def _decoded(name: str, path: str, said_by: Origin | None) -> str:
     """The text of a file: UTF-8, with or without a byte-order mark."""
     try:
         with open(path, "rb") as file:
