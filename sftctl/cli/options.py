@@ -219,7 +219,7 @@ class _Reader:
             self.problems.append(Problem(self.words[most], f"`{self.command}` takes no further word", help=see))
         elif len(self.words) < least:
             assert words is not None
-            self.problems.append(Problem(words.name, f"is missing: {words.help}", help=see))
+            self.problems.append(Problem("", f"`{self.command}` needs {words.name}: {words.help}", help=see))
 
 
 def _may_be_file(word: str) -> bool:

@@ -160,7 +160,7 @@ def test_the_number_of_words_is_checked() -> None:
     two = Usage(summary="", words=Words("A B", "Two things.", least=2, most=2))
     assert parse(["a", "b"], two, command="sftctl config diff").problems == ()
     one = parse(["a"], two, command="sftctl config diff").problems
-    assert [(each.path, each.message) for each in one] == [("A B", "is missing: Two things.")]
+    assert [(each.path, each.message) for each in one] == [("", "`sftctl config diff` needs A B: Two things.")]
     three = parse(["a", "b", "c"], two, command="sftctl config diff").problems
     assert [(each.path, each.message) for each in three] == [("c", "`sftctl config diff` takes no further word")]
 

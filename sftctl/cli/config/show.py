@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sftctl.cli.command import Command
+from sftctl.cli.config.rows import Look
 from sftctl.cli.files import FILES
 from sftctl.cli.options import Invocation
 from sftctl.cli.resolving import resolve_invocation
 from sftctl.cli.switches import Example, Switch, Usage
-from sftctl.cli.terminal import columns, has_colour, styled, wrap, write
+from sftctl.cli.terminal import has_colour, write
 
 if TYPE_CHECKING:
     from sftctl.config.show import Row
 
 FORMATS = ("table", "toml", "yaml", "json")
-_VALUE_COLUMNS = 24
 
 USAGE = Usage(
     summary="Show the configuration that the files, the environment and the options make together.",
@@ -55,37 +54,16 @@ def run(invocation: Invocation) -> None:
 
 def _table(shown: Sequence[Row], *, origin: bool) -> Iterator[str]:
     """Groups with their keys and values; with `origin` the source beside each, and below it what it shadows."""
-    look = _Look(max((len(_name(row)) for row in shown), default=0), has_colour(sys.stdout), origin)
+    look = Look(max((len(_name(row)) for row in shown), default=0), has_colour(sys.stdout), sources=origin)
     for index, (group, rows) in enumerate(groupby(shown, key=_group)):
         if index:
             yield ""
-        yield styled(f"[{group}]", "bold", colour=look.colour)
+        yield look.heading(group)
         for row in rows:
-            styles = ("green", "") if row.changed else ("", "dim")
-            yield from _lines(_name(row), row.value, row.origin, styles, look)
+            name_style, value_style = ("green", "") if row.changed else ("", "dim")
+            yield from look.lines(_name(row), row.value, row.origin, name_style=name_style, value_style=value_style)
             for value, source in row.shadowed if origin else ():
-                yield from _lines("", f"over {value}", source, ("", "dim"), look)
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    names: int
-    colour: bool
-    origin: bool
-
-
-def _lines(name: str, value: str, source: str, styles: tuple[str, str], look: _Look) -> Iterator[str]:
-    """A name, a value in as many lines as it needs, and the source beside the last of them."""
-    margin = " " * (look.names + 4)
-    parts = value.replace("}, {", "},\n {").split("\n")  # a table of a list is a line of its own
-    lines = [line for part in parts for line in wrap(part, width=max(columns() - len(margin), 20))] or [""]
-    if look.origin and len(lines[-1]) > _VALUE_COLUMNS:
-        lines.append("")
-    for index, line in enumerate(lines):
-        left = margin if index else f"  {styled(name, styles[0], colour=look.colour)}{margin[len(name) + 2 :]}"
-        is_last = look.origin and index == len(lines) - 1
-        right = f"{' ' * (_VALUE_COLUMNS - len(line))}  {styled(source, 'cyan', colour=look.colour)}" if is_last else ""
-        yield f"{left}{styled(line, styles[1], colour=look.colour)}{right}"
+                yield from look.lines("", f"over {value}", source, value_style="dim")
 
 
 def _group(row: Row) -> str:
