@@ -16,9 +16,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sftctl.config.leaves import ENV, groups
-from sftctl.config.resolve import Resolved, default_of, resolve, resolve_layers, value_of
+from sftctl.config.leaves import ENV, leaves
+from sftctl.config.resolve import Resolved, resolve, resolve_layers, value_of
 from sftctl.config.schema import Bundle
+from sftctl.config.show import changed_paths
 from sftctl.config.sources import overrides as override_source
 from sftctl.config.sources.items import Edit, Layer, wrap
 from sftctl.errors import ConfigError, Origin, Problem
@@ -73,13 +74,11 @@ def _evolve(bundle: Bundle, changes: Mapping[str, Any], caller: Origin) -> Resol
 
 
 def layer_of(bundle: Bundle, origin: Origin) -> Layer:
-    """A bundle as a layer: every leaf that differs from its default."""
+    """A bundle as a layer: what differs from the defaults."""
+    known = leaves()
     edits = [
-        Edit("set", leaf.path, wrap(override_source.builtin(value), origin))
-        for group in groups().values()
-        if group.built_in or group.name in bundle.extensions
-        for leaf in group.leaves
-        if (value := value_of(bundle, leaf)) not in (leaf.default, default_of(leaf))
+        Edit("set", path, wrap(override_source.builtin(value_of(bundle, known[path])), origin))
+        for path in changed_paths(bundle)
     ]
     edits += [Edit("set", f"{ENV}.{name}", wrap(value, origin)) for name, value in bundle.env.items()]
     return Layer(tuple(edits))

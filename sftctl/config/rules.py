@@ -175,7 +175,7 @@ INERT: tuple[Inert, ...] = (
 
 def check(facts: Facts) -> tuple[list[Problem], list[Problem]]:
     """(errors, notes) of every rule."""
-    errors = [problem for rule in CONFLICTS for problem in rule(facts)]
+    errors = [problem for rule in CONFLICTS for problem in rule.check(facts)]
     notes: list[Problem] = []
     for rule in INERT:
         if rule.is_on(facts.bundle):
@@ -300,4 +300,76 @@ def _machines(facts: Facts) -> Iterator[Problem]:
         yield Problem("distributed.hsdp_replicas", message, facts.origin("distributed.hsdp_replicas"), "use a divisor")
 
 
-CONFLICTS: tuple[Callable[[Facts], Iterator[Problem]], ...] = (_quantised, _architecture, _best_metric, _machines)
+def _shares(facts: Facts) -> Iterator[Problem]:
+    """Shares of a mixture: of every source, or of none."""
+    sources = facts.bundle.data.datasets
+    missing = [index for index, source in enumerate(sources) if source.fraction is None]
+    if missing and len(missing) < len(sources):
+        index = missing[0]
+        given = next(number for number, source in enumerate(sources) if source.fraction is not None)
+        related = (facts.origin("data.datasets", given, "fraction"),)
+        place = f"data.datasets[{index}]"
+        message = "has no fraction, and another entry has one: all have a share of the mixture, or none"
+        yield Problem(place, message, facts.origin("data.datasets", index), "add fraction to it", related)
+
+
+@attrs.frozen
+class Conflict:
+    """A rule about leaves that contradict: which, in words for `explain`, and its check."""
+
+    paths: tuple[str, ...]
+    text: str
+    check: Callable[[Facts], Iterator[Problem]]
+
+
+CONFLICTS: tuple[Conflict, ...] = (
+    Conflict(
+        ("peft.load_in_8bit", "peft.load_in_4bit", "peft.use_peft"),
+        "base weights load in 8 or in 4 bits, not both, and need peft.use_peft",
+        _quantised,
+    ),
+    Conflict(
+        ("model.architecture", "model.init", "model.name_or_path"),
+        'init = "random" without name_or_path needs model_type in architecture',
+        _architecture,
+    ),
+    Conflict(
+        ("eval.metric_for_best_model", "eval.generate_samples"),
+        "eval_exact_match and eval_stopped need generate_samples above 0",
+        _best_metric,
+    ),
+    Conflict(
+        (
+            "distributed.strategy",
+            "distributed.nproc_per_node",
+            "distributed.nnodes",
+            "distributed.node_rank",
+            "distributed.rdzv_endpoint",
+            "distributed.hsdp_replicas",
+        ),
+        "node_rank counts from 0 below nnodes; several machines need rdzv_endpoint; strategy none is one process; "
+        "hsdp_replicas divides the processes",
+        _machines,
+    ),
+    Conflict(("data.datasets",), "every entry has a fraction, or none has", _shares),
+)
+
+
+def related(path: str) -> tuple[str, ...]:
+    """The rules that a leaf takes part in, in words."""
+    found = [rule.text for rule in CONFLICTS if path in rule.paths]
+    for rule in INERT:
+        if path in rule.paths:
+            found.append(f"has no effect without {rule.wanted}")
+        elif path == rule.switch:
+            found.append(f"{', '.join(rule.paths)} need {rule.wanted}")
+    return tuple(found)
+
+
+def idle_switches(bundle: Bundle, changed: frozenset[str]) -> frozenset[str]:
+    """The switches that are off while one of their leaves is among the `changed`.
+
+    A file that says only what differs from the defaults must say these too: it is on purpose that they are off.
+    """
+    off = {rule.switch for rule in INERT if not rule.is_on(bundle) and changed.intersection(rule.paths)}
+    return frozenset(off | ({"data.mixing"} if "data.datasets" in changed else set()))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from sftctl.config import paths, registry, secrets
+from sftctl.config import paths, registry, rules, secrets
 from sftctl.config.leaves import ENV, Leaf, find, groups
 from sftctl.config.resolve import Node, Resolved, default_of, value_of
 from sftctl.config.schema import Bundle
@@ -87,10 +87,11 @@ def tree(bundle: Bundle, *, changed: bool = False) -> dict[str, Any]:
     modules = (registry.plugin_of(name) for name in bundle.extensions)
     plugins = sorted({module for module in modules if module is not None})
     data: dict[str, Any] = {"plugins": plugins} if plugins else {}
+    only = changed_paths(bundle) if changed else None
     for group in groups().values():
         if group.name not in bundle.extensions and not group.built_in:
             continue
-        leaves = dict(_group(bundle, group.name, changed=changed))
+        leaves = dict(_group(bundle, group.name, only))
         if leaves or (not changed and not group.free):
             data[group.name] = leaves
     return data
@@ -134,15 +135,26 @@ def plain_value(value: Any, path: str) -> Any:
     return secrets.mask(_plain(value), tuple(path.split(".", 1)))
 
 
-def _group(bundle: Bundle, name: str, *, changed: bool) -> Iterator[tuple[str, Any]]:
+def changed_paths(bundle: Bundle) -> frozenset[str]:
+    """The leaves that a file must say to load as this bundle: those that differ, and switches that idle ones need."""
+    differ = frozenset(
+        leaf.path
+        for group in groups().values()
+        if group.built_in or group.name in bundle.extensions
+        for leaf in group.leaves
+        if value_of(bundle, leaf) not in (leaf.default, default_of(leaf))
+    )
+    return differ | rules.idle_switches(bundle, differ)
+
+
+def _group(bundle: Bundle, name: str, only: frozenset[str] | None) -> Iterator[tuple[str, Any]]:
     if name == ENV:
         for key, value in bundle.env.items():
             yield key, plain_value(value, f"{ENV}.{key}")
         return
     for leaf in groups()[name].leaves:
-        value = value_of(bundle, leaf)
-        if not changed or value != default_of(leaf):
-            yield leaf.name, plain_value(value, leaf.path)
+        if only is None or leaf.path in only:
+            yield leaf.name, plain_value(value_of(bundle, leaf), leaf.path)
 
 
 def _plain(value: Any) -> Any:
