@@ -65,8 +65,6 @@ def _every_option(usage: Usage, *, full: bool, negated: bool) -> Iterator[tuple[
     for option, (_, help) in SUGAR.items():
         yield option, help
     for leaf in leaves().values():
-        if leaf.is_table or leaf.is_entries:
-            continue
         option = leaf.options[0] if full else leaf.options[1]
         yield option, leaf.help
         if negated and leaf_options.can_be_true(leaf):

@@ -92,11 +92,9 @@ def _group_section(page: _Page, group: Group) -> None:
     if group.free:
         page.entry(f"--set {group.name}.NAME=TEXT", "One variable; again for more.")
     for leaf in group.leaves:
-        if leaf.is_table or leaf.is_entries:
-            page.entry(f"--set {leaf.path}=…", _help(leaf))
-        elif not leaf.common:
+        if not leaf.common:
             _leaf(page, leaf, leaf.options[0])
-    above = [leaf.options[0] for leaf in group.leaves if leaf.common and not (leaf.is_table or leaf.is_entries)]
+    above = [leaf.options[0] for leaf in group.leaves if leaf.common]
     if above:
         page.entry("above:", " ".join(above), name_columns=8)
 

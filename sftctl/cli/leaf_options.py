@@ -50,7 +50,9 @@ def metavar(leaf: Leaf) -> str:
     """What stands for a value in the help: `INT`, `PATH`, `nll|dft`."""
     if leaf.choices:
         return "|".join(show_choice(choice) for choice in leaf.choices)
-    if leaf.is_path:
+    if leaf.is_table:
+        return "{KEY=VALUE}"
+    if leaf.is_path or leaf.is_entries:
         return "PATH"
     return {bool: "true|false", int: "INT", float: "FLOAT"}.get(leaf.element if leaf.is_tuple else leaf.base, "TEXT")
 

@@ -164,11 +164,7 @@ class _Reader:
         leaf = leaf_options.find(key) if self.usage.takes_leaves else None
         if leaf is None:
             return False
-        if leaf.is_table or leaf.is_entries:
-            if value is None and self.rest and not self.rest[0].startswith("-"):
-                value = self.rest.popleft()
-            self._problem(typed, "is a table, which an option cannot spell", f"write --set '{leaf.path}=…'")
-        elif leaf_options.can_be_true(leaf):
+        if leaf_options.can_be_true(leaf):
             self._assign(leaf, typed, value if value is not None else self._next_of_flag(leaf))
         else:
             text = value if value is not None else self._next(typed, leaf_options.metavar(leaf))

@@ -8,15 +8,16 @@ a process of its own where the system can fork, so that one which runs out of me
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sftctl.cli.command import Command
 from sftctl.cli.figures import metric
 from sftctl.cli.files import FILES
-from sftctl.cli.grid import OPTION, Point, points, read_axes
 from sftctl.cli.options import Invocation
 from sftctl.cli.resolving import apply_environment, resolve_quietly
 from sftctl.cli.runner import Ended, run_apart
@@ -26,6 +27,7 @@ from sftctl.cli.train import train_resolved
 from sftctl.config.resolve import Resolved
 from sftctl.config.rules import ready
 from sftctl.config.sources.options import Assignment
+from sftctl.config.sweep import Point, points
 from sftctl.errors import ConfigError, Interrupted, Problem
 
 FAILED = 1
@@ -41,7 +43,7 @@ USAGE = Usage(
     switches=(Switch("over", "A key and its values. Again for another key.", value="KEY=VALUE,VALUE", many=True),),
     examples=(
         Example(
-            "sftctl sweep run.toml --over learning_rate=1e-5,2e-5 --over loss_type=nll,dft",
+            "sftctl sweep run.toml --over optim.learning_rate=1e-5,2e-5 --over sft.loss_type=nll,dft",
             "Two learning rates with two losses, four runs:",
         ),
     ),
@@ -50,51 +52,47 @@ USAGE = Usage(
 
 
 def run(invocation: Invocation) -> int:
-    axes, problems = read_axes(invocation.texts("over"))
-    if not axes and not problems:
-        help = f"write {OPTION} KEY=VALUE,VALUE, as in {OPTION} optim.learning_rate=1e-5,2e-5"
-        problems = [Problem("", "there is nothing to sweep over", help=help)]
-    invocation = replace(invocation, problems=(*invocation.problems, *problems))
-    grid = list(points(axes)) if not problems else [Point(())]
-    resolved = _resolve_all(invocation, grid)
-    apply_environment(resolved[0])
+    grid = _grid(invocation)
+    apply_environment(grid[0].resolved)
     ended: list[Ended] = []
-    for number, (point, each) in enumerate(zip(grid, resolved, strict=True), start=1):
+    for number, point in enumerate(grid, start=1):
         title = styled(f"run {number} of {len(grid)}", "bold", colour=has_colour(sys.stdout))
-        write(f"{title}: {point}")
-        ended.append(run_apart(lambda each=each: train_resolved(each, invocation)))  # type: ignore[misc]
+        write(f"{title}: {', '.join(f'{path}={value}' for path, value in point.settings.items())}")
+        ended.append(run_apart(partial(train_resolved, _named(point, invocation), invocation)))
         if ended[-1].stopped:
             message = f"the sweep was stopped in run {number} of {len(grid)}"
             raise Interrupted(Problem("", message, help="the same command goes on from there"))
         write("")
-    _compare(grid, ended, resolved[0].bundle.eval.metric_for_best_model)
+    _compare(grid, ended, grid[0].resolved.bundle.eval.metric_for_best_model)
     return FAILED if any(each.problem for each in ended) else 0
 
 
-def _resolve_all(invocation: Invocation, grid: Sequence[Point]) -> list[Resolved]:
+def _grid(invocation: Invocation) -> tuple[Point, ...]:
     """Every combination, before the first run. Raises ConfigError with what is wrong in any of them."""
-    resolved: list[Resolved] = []
-    problems: list[Problem] = []
-    for point in grid:
-        try:
-            resolved.append(_resolve(invocation, point))
-        except ConfigError as error:
-            problems += error.problems
-    problems += [problem for each in resolved for problem in ready(each.facts)]
+    problems = list(invocation.problems)
+    if not invocation.texts("over"):
+        help = "write --over KEY=VALUE,VALUE, as in --over optim.learning_rate=1e-5,2e-5"
+        problems.append(Problem("", "there is nothing to sweep over", help=help))
+    grid: tuple[Point, ...] = ()
+    try:
+        grid = points(invocation.words, invocation.texts("over"), env=os.environ, options=invocation.assignments)
+    except ConfigError as error:
+        problems = [*error.problems, *problems]
+    problems += [problem for point in grid for problem in ready(point.resolved.facts)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return resolved
+    return grid
 
 
-def _resolve(invocation: Invocation, point: Point) -> Resolved:
-    assignments = (*invocation.assignments, *point.assignments())
-    resolved = resolve_quietly(replace(invocation, assignments=assignments))
-    name = resolved.bundle.run.run_name
+def _named(point: Point, invocation: Invocation) -> Resolved:
+    """The point's configuration; where it names its run, with a name of its own: runs of one name are one run."""
+    name = point.resolved.bundle.run.run_name
     if name is None:
-        return resolved
-    others = [each for each in assignments if not _names_run(each)]  # runs of one name would be one run
-    named = Assignment(OPTION, "option", "run.run_name", f"{name}-{point.suffix}")
-    return resolve_quietly(replace(invocation, assignments=(*others, named)))
+        return point.resolved
+    others = [each for each in invocation.assignments if not _names_run(each)]
+    own = [Assignment("--over", "set", None, f"{path}={value}") for path, value in point.settings.items()]
+    named = Assignment("--over", "option", "run.run_name", f"{name}-{point.name}")
+    return resolve_quietly(replace(invocation, assignments=(*others, *own, named)))
 
 
 def _names_run(assignment: Assignment) -> bool:
@@ -112,9 +110,9 @@ def _compare(grid: Sequence[Point], ended: Sequence[Ended], wanted: str) -> None
 
     rows = []
     for point, each in sorted(zip(grid, ended, strict=True), key=order):
-        values = [value for _, value in point.settings]
+        values = point.settings.values()
         rows.append((*values, _figure(each.metrics.get(name)), each.problem or each.path))
-    head = [*(path.rpartition(".")[2] for path, _ in grid[0].settings), f">{name}", "run"]
+    head = [*(path.rpartition(".")[2] for path in grid[0].settings), f">{name}", "run"]
     write("\n".join(text_table(head, rows, colour=has_colour(sys.stdout))))
 
 

@@ -14,7 +14,10 @@ class ConfigCommands(Commands):
     entries: ClassVar = {
         "show": Entry("sftctl.cli.config.show", "The resolved configuration, and where each value comes from."),
         "diff": Entry("sftctl.cli.config.diff", "What differs between two files, runs or the defaults."),
+        "init": Entry("sftctl.cli.config.init", "Write a commented file with every setting."),
         "check": Entry("sftctl.cli.config.check", "Every problem of the files, and nothing else."),
+        "explain": Entry("sftctl.cli.config.explain", "What a setting means, takes, and how it is spelt."),
+        "schema": Entry("sftctl.cli.config.schema", "JSON Schema of a file, for editors."),
         "import": Entry("sftctl.cli.config.import_trl", "A TRL configuration as a file of ours."),
     }
     examples = (

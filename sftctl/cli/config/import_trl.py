@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from sftctl.cli.command import Command
 from sftctl.cli.options import Invocation
-from sftctl.cli.output import write_file
 from sftctl.cli.switches import Example, Switch, Usage, Words
 from sftctl.cli.terminal import has_colour, styled, write
 
@@ -37,7 +35,9 @@ def run(invocation: Invocation) -> None:
     if target is None:
         write(imported.text.rstrip("\n"))
     else:
-        write_file(Path(target), imported.text, force=invocation.on("force"))
+        from sftctl.config import scaffold  # which writes files
+
+        scaffold.write(target, imported.text, force=invocation.on("force"))
         write(f"wrote {target}")
     sys.stdout.flush()
     for problem in imported.left:
