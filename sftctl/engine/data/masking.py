@@ -21,7 +21,6 @@ a probe conversation once.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +63,7 @@ class Masker:
         self.stop_tokens = tuple(dict.fromkeys([*([eos_token] if eos_token else []), *probe.stops]))
         self._stop = re.compile(_either(sorted(self.stop_tokens, key=len, reverse=True)) or "(?!)")
         self._then_stop = re.compile(rf"\s*(?P<stop>{self._stop.pattern})")
+        self._ends_with_stops = re.compile(rf"(?:\s*(?:{self._stop.pattern}))+\s*$")
         self._generation_prompt = probe.generation_prompt
         self._user_header = probe.user_header
 
@@ -167,12 +167,17 @@ class Masker:
         )
 
     def _ending(self, message: Message, text: str, start: int, end: int) -> Turn:
-        """Of a turn's whole text: up to its first stop token, or the last where the message itself holds one."""
-        stops = list(self._stop.finditer(text, start, end))
-        if stops:
-            own = any(token in json.dumps(message, ensure_ascii=False) for token in self.stop_tokens)
-            stop = stops[-1] if own else stops[0]
-            return Turn(start, stop.start(), stop.end())
+        """Of a turn's whole text: up to the first of the stop tokens it ends with.
+
+        What the message says itself is passed over first; it may hold a stop token of its own.
+        """
+        content = _text_of(message).strip()
+        place = text.rfind(content, start, end) if content else -1
+        run = self._ends_with_stops.search(text, place + len(content) if place >= 0 else start, end)
+        if run:
+            stop = self._then_stop.match(text, run.start(), end)
+            assert stop is not None
+            return Turn(start, stop.start("stop"), stop.end())
         end = start + len(text[start:end].rstrip())
         added = self._ends_with_added.search(text, start, end) if self._ends_with_added else None
         return Turn(start, added.start() if added else end, end)
@@ -215,10 +220,16 @@ class _Probe:
 
 def _answers(message: Message) -> Iterable[str]:
     """The texts an assistant's message may begin with in the rendering: as it is, or trimmed by the template."""
+    content = _text_of(message)
+    return dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip()))
+
+
+def _text_of(message: Message) -> str:
+    """A message's content as text; parts of a list are joined."""
     content = message.get("content", "")
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip()))
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content)
 
 
 def _either(tokens: Iterable[str]) -> str:

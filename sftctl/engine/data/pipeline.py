@@ -36,8 +36,13 @@ from sftctl.engine.data.worker import (
 from sftctl.errors import DataError, Origin, Problem
 
 CHUNK_ROWS = 1024
-HELP_FOR_ROW = 'mend the row, or leave such rows out with data.on_bad_row = "skip"'
-HELP_FOR_LENGTH = "raise sft.max_length, or choose another sft.truncation_mode"
+HELP = {
+    "bad_row": 'mend the row, or leave such rows out with data.on_bad_row = "skip"',
+    "template": 'mend the row, or leave such rows out with data.on_bad_row = "skip"',
+    "mask": "train only the last turn (sft.last_turn_only_loss), give a template with {% generation %} tags "
+    '(model.chat_template_path), or leave such rows out with data.on_bad_row = "skip"',
+    "too_long": "raise sft.max_length, or choose another sft.truncation_mode",
+}
 
 
 class Pipeline:
@@ -179,8 +184,8 @@ class Pipeline:
 
     def _problem(self, row: Fallen) -> Problem:
         place = "" if row.line.line is not None else f"row {row.number}: "
-        help = HELP_FOR_LENGTH if row.kind == "too_long" else HELP_FOR_ROW
-        return Problem(self._opened.where, f"{place}{row.reason}", Origin("data", row.line.file, row.line.line), help)
+        origin = Origin("data", row.line.file, row.line.line)
+        return Problem(self._opened.where, f"{place}{row.reason}", origin, HELP[row.kind])
 
     def _meta(self) -> dict[str, Any]:
         assert self._reading is not None
