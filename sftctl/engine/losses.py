@@ -24,6 +24,7 @@ Shapes: T positions, S supervised positions, C rows of a chunk, R rows of a bloc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -98,11 +99,15 @@ class _Plan:
     scale: float
     dtype: torch.dtype
     chunk_size: int
-    num_block_rows: int
+    block_bytes: int
     needs_hidden: bool
     needs_weight: bool
     needs_bias: bool
     sink: GradSink | None
+
+    def block_rows(self, width: int) -> int:
+        """Rows of `width` float32 values that a block holds."""
+        return max(1, self.block_bytes // (width * 4))
 
     @property
     def needs_gradient(self) -> bool:
@@ -160,9 +165,41 @@ def logits_loss(
         weights_S = weights_S * weights_T.reshape(-1)[kept_T]
     with torch.no_grad():
         entropy = -(log_probs_SV.exp() * log_probs_SV).sum()
-        largest_SV = logits_SV == logits_SV.amax(1, keepdim=True) if len(labels_S1) else logits_SV
+        largest_SV = logits_SV == logits_SV.amax(1, keepdim=True)
         num_correct = (largest_SV.gather(1, labels_S1).squeeze(1) / largest_SV.sum(1)).sum()
-    return LossSums(-(weights_S * target_S).sum(), num_correct, entropy, len(labels_S1))
+    return LossSums((weights_S * -target_S).sum(), num_correct, entropy, len(labels_S1))
+
+
+class Router(Protocol):
+    """How a mixture of experts routes, and Transformers' own function that rates the balance."""
+
+    @property
+    def load_balancing_loss(self) -> Callable[..., Tensor]: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+
+
+def router_aux_loss(
+    router_logits: tuple[Tensor, ...],
+    router: Router,
+    *,
+    coefficient: float,
+    count: int,
+    token_mask_BL: Tensor | None = None,
+) -> Tensor:
+    """The auxiliary loss of a mixture of experts as a sum, to be added to `LossSums.loss` before the division by N.
+
+    `router_logits` are the backbone's, [T, E] for each layer; `token_mask_BL` is 1 where there is no padding.
+    Transformers' function is a mean over the tokens it sees (E · Σ_e f_e · P_e, Switch Transformer, arXiv
+    2101.03961, eq. 4), so it is multiplied by `count`, the supervised tokens of the micro-batch: after the
+    division by N the micro-batches' values stand in a mean weighted by supervised tokens, and a rank without any
+    adds nothing. f_e · P_e is a product of means, so another cut of the same global batch gives exactly the same
+    value only where the micro-batches route alike; the function allows no more.
+    """
+    aux = router.load_balancing_loss(router_logits, router.num_experts, router.top_k, token_mask_BL)
+    return aux * (coefficient * count)
 
 
 def _make_plan(
@@ -179,7 +216,7 @@ def _make_plan(
         scale=head.scale,
         dtype=dtype,
         chunk_size=chunk_size or even_chunk_size(count, max_rows=logit_bytes // (num_vocab * dtype.itemsize)),
-        num_block_rows=max(1, block_bytes // (num_vocab * 4)),
+        block_bytes=block_bytes,
         needs_hidden=grad and hidden_TD.requires_grad,
         needs_weight=grad and head.weight.requires_grad,
         needs_bias=grad and head.bias is not None and head.bias.requires_grad,
@@ -188,7 +225,7 @@ def _make_plan(
 
 
 _MIB = 2**20
-_BUDGETS = {"cpu": (64 * _MIB, 8 * _MIB), "cuda": (512 * _MIB, 128 * _MIB)}
+_BUDGETS = {"cpu": (64 * _MIB, 4 * _MIB), "cuda": (512 * _MIB, 128 * _MIB)}
 """Bytes of a chunk's logits, and of a block of its rows in float32 (on a CPU: about what its cache holds)."""
 
 
@@ -221,9 +258,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for rows in _slices(len(labels_S), plan.chunk_size):
                 hidden_CD = hidden_TD[positions_S[rows]].to(plan.dtype)
                 work.chunk(rows, hidden_CD, labels_S[rows], None if weights_S is None else weights_S[rows])
-        ctx.hidden_shape, ctx.hidden_dtype = hidden_TD.shape, hidden_TD.dtype
-        ctx.weight_dtype = weight_VD.dtype
-        ctx.positions_S = positions_S
+        ctx.plan, ctx.positions_S = plan, positions_S
+        ctx.hidden_shape, ctx.hidden_dtype, ctx.weight_dtype = hidden_TD.shape, hidden_TD.dtype, weight_VD.dtype
         ctx.grads = (work.grad_hidden_SD, None if plan.sink else work.grad_weight_VD, work.grad_bias_V)
         sums = (work.losses_S.sum(), work.correct_S.sum(), work.entropies_S.sum())
         ctx.mark_non_differentiable(*sums[1:])
@@ -231,14 +267,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiplies by a scalar tensor that stays where it is: nothing here waits for a device."""
+        if ctx.grads is None:
+            raise RuntimeError("backward ran twice through a fused loss; the first needs retain_graph=True")
+        _check_promise(ctx.plan.sink, grad_loss)
         grad_hidden_SD, grad_weight_VD, grad_bias_V = ctx.grads
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        if not keep:
+            ctx.grads = None  # the only other reference: AccumulateGrad takes what it need not copy
         grad_hidden_TD = None
         if grad_hidden_SD is not None:
             grad_hidden_TD = grad_hidden_SD.new_zeros(ctx.hidden_shape, dtype=ctx.hidden_dtype)
             grad_hidden_TD.index_copy_(0, ctx.positions_S, (grad_hidden_SD * grad_loss).to(ctx.hidden_dtype))
-        grad_weight = None if grad_weight_VD is None else (grad_weight_VD * grad_loss).to(ctx.weight_dtype)
-        grad_bias = None if grad_bias_V is None else (grad_bias_V * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden_TD, grad_weight, grad_bias, None, None, None, None
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD * grad_loss if keep else grad_weight_VD.mul_(grad_loss)
+            grad_weight_VD = grad_weight_VD.to(ctx.weight_dtype)
+        if grad_bias_V is not None:
+            grad_bias_V = (grad_bias_V * grad_loss).to(ctx.weight_dtype)
+        return grad_hidden_TD, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _check_promise(sink: GradSink | None, grad_loss: Tensor) -> None:
+    """Where looking costs nothing: the scale that went into the sink is the one backward came with."""
+    if sink is not None and grad_loss.device.type == "cpu":
+        assert math.isclose(float(grad_loss), sink.scale, rel_tol=1e-5), (float(grad_loss), sink.scale)
 
 
 class _Work:
@@ -251,13 +303,13 @@ class _Work:
         self.sum_dtype = torch.float64 if plan.dtype is torch.float64 else torch.float32
         num_vocab, num_dims = weight_VD.shape
         rows = min(plan.chunk_size, count)
-        block = min(plan.num_block_rows, rows)
+        self.block_size = min(plan.block_rows(num_vocab), max(1, rows))
 
         def empty(*shape: int, dtype: torch.dtype = self.sum_dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=hidden_TD.device)
 
         self.logits_CV = empty(rows, num_vocab, dtype=plan.dtype)
-        self.block_RV, self.probs_RV, self.scratch_RV = (empty(block, num_vocab) for _ in range(3))
+        self.block_RV, self.probs_RV, self.scratch_RV = (empty(self.block_size, num_vocab) for _ in range(3))
         self.losses_S, self.correct_S, self.entropies_S = (empty(count) for _ in range(3))
         self.grad_hidden_SD = empty(count, num_dims, dtype=plan.dtype) if plan.needs_hidden else None
         self.grad_weight_VD = None
@@ -274,7 +326,7 @@ class _Work:
         if self.bias_V is not None:
             logits_CV.add_(self.bias_V)
         log_probs_C = torch.empty_like(self.losses_S[rows])
-        for block in _slices(len(hidden_CD), plan.num_block_rows):
+        for block in _slices(len(hidden_CD), self.block_size):
             stats = self.block(logits_CV[block], labels_C[block].unsqueeze(1))
             log_probs_C[block], self.correct_S[rows][block], self.entropies_S[rows][block] = stats
         row_weights_C = plan.row_weight(log_probs_C)
@@ -282,7 +334,7 @@ class _Work:
             row_weights_C = row_weights_C * weights_C
         self.losses_S[rows] = -row_weights_C * log_probs_C
         if plan.needs_gradient:
-            self.gradients(rows, hidden_CD, logits_CV, (row_weights_C * plan.scale).unsqueeze(1).to(plan.dtype))
+            self.gradients(rows, hidden_CD, logits_CV, (row_weights_C * plan.scale).unsqueeze(1))
 
     def block(self, logits_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log p, correctness and entropy of each row; the logits become softmax - onehot, through the soft-cap."""
@@ -308,22 +360,25 @@ class _Work:
         return (target_R1 - lse_R1).squeeze(1), correct_R1.squeeze(1), entropy_R1.squeeze(1)
 
     def gradients(self, rows: slice, hidden_CD: Tensor, grad_CV: Tensor, row_weights_C1: Tensor) -> None:
-        """Row weights multiply the narrow side of each product, so they cost no pass over [C, V]."""
+        """Row weights multiply the narrow side of each product, in float32: they cost no pass over [C, V]."""
         if self.grad_hidden_SD is not None:
-            torch.mm(grad_CV, self.weight_VD, out=self.grad_hidden_SD[rows]).mul_(row_weights_C1)
+            torch.mul(torch.mm(grad_CV, self.weight_VD), row_weights_C1, out=self.grad_hidden_SD[rows])
         if self.grad_weight_VD is not None:
+            weighted_CD = (hidden_CD * row_weights_C1).to(hidden_CD.dtype)
+            block_size = self.plan.block_rows(hidden_CD.shape[1])
             scale = self.plan.sink.scale if self.plan.sink else 1.0
-            _add_product(self.grad_weight_VD, grad_CV, hidden_CD * row_weights_C1, scale=scale)
+            _add_product(self.grad_weight_VD, grad_CV, weighted_CD, scale=scale, block_size=block_size)
         if self.grad_bias_V is not None:
-            self.grad_bias_V.add_((row_weights_C1.T @ grad_CV).squeeze(0))
+            self.grad_bias_V.add_((row_weights_C1.to(grad_CV.dtype).T @ grad_CV).squeeze(0))
 
 
-def _add_product(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor, *, scale: float) -> None:
-    """`sum_VD += scale · grad_CVᵀ @ hidden_CD`, the sum in sum_VD's dtype."""
+def _add_product(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor, *, scale: float, block_size: int) -> None:
+    """`sum_VD += scale · grad_CVᵀ @ hidden_CD`, summed in sum_VD's dtype, by blocks of V that stay in the cache."""
     if sum_VD.dtype == grad_CV.dtype:
         sum_VD.addmm_(grad_CV.T, hidden_CD, alpha=scale)
-    else:
-        sum_VD.add_(torch.mm(grad_CV.T, hidden_CD), alpha=scale)
+        return
+    for block in _slices(len(sum_VD), block_size):
+        sum_VD[block].add_(torch.mm(grad_CV[:, block].T, hidden_CD), alpha=scale)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

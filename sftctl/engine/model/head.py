@@ -9,7 +9,8 @@ Shapes: B rows, L positions, T = B * L, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,30 @@ def find_head(model: nn.Module) -> Head | None:
         softcap=_field(config, "final_logit_softcapping"),
         scale=_scale(config),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """What Transformers' load-balancing loss of a mixture of experts needs beside the router's logits."""
+
+    load_balancing_loss: Callable[..., Tensor]
+    num_experts: int
+    top_k: int
+
+
+def find_router(model: nn.Module) -> Router | None:
+    """The router of a mixture that Transformers has a load-balancing loss for, or None.
+
+    Its logits come out of the backbone with `output_router_logits=True`, as `router_logits`. Mixtures that balance
+    otherwise (DeepSeek-V3's bias) have no such function beside their model, and none is put upon them.
+    """
+    base = base_model(model)
+    function = getattr(sys.modules[type(base).__module__], "load_balancing_loss_func", None)
+    config = base.config.get_text_config()
+    num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if function is None or not num_experts:
+        return None
+    return Router(function, num_experts=int(num_experts), top_k=int(config.num_experts_per_tok))
 
 
 def base_model(model: Any) -> Any:
