@@ -5,6 +5,8 @@ A key is found by its path, its short name, an option, an environment variable, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from sftctl.config import rules
@@ -98,19 +100,18 @@ def _spellings(leaf: Leaf) -> tuple[tuple[str, str], ...]:
         quoted = f"'{plain}'" if leaf.is_table else plain
         options = [f"{short} {quoted}", f"{long} {quoted}"]
     options = list(dict.fromkeys(options))
+    is_words = isinstance(example, (list, tuple)) and not leaf.is_entries
+    words = ",".join(str(each) for each in example) if is_words else plain
     return (
         ("TOML", f"[{leaf.group}] {leaf.name} = {inline}"),
-        (
-            "environment",
-            f"{leaf.env}={','.join(map(str, example)) if leaf.is_tuple and not leaf.is_entries else plain}",
-        ),
+        ("environment", f"{leaf.env}={words}"),
         *(("option", each) for each in options),
         ("--set", f"--set '{leaf.path}={inline}'"),
         ("Python", f'sftctl.load("run.toml", overrides={{"{leaf.path}": {_python(example)}}})'),
     )
 
 
-def _example(leaf: Leaf) -> object:
+def _example(leaf: Leaf) -> Any:
     """A value to show a spelling with: the default, or one of the type where that is none or empty."""
     if leaf.is_entries:
         return [{"path": "rows.jsonl"}]
@@ -124,7 +125,7 @@ def _example(leaf: Leaf) -> object:
     return ["a", "b"] if leaf.is_tuple else samples[leaf.base]
 
 
-def _python(value: object) -> str:
+def _python(value: Any) -> str:
     return repr(list(value)) if isinstance(value, tuple) else repr(value)
 
 

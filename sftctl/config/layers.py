@@ -11,9 +11,7 @@ A leaf is replaced whole: a list or table of a later source does not mix with an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from sftctl.config import secrets
 from sftctl.config.leaves import ENV, find
@@ -23,8 +21,7 @@ from sftctl.errors import Origin, Problem
 DEFAULT = Origin("default")
 
 
-@attrs.frozen(eq=False)
-class Saying:
+class Saying(NamedTuple):
     """One value that was said for a leaf; `item` is None for a reset to the default.
 
     `rank` is the number of its layer: a higher one was said with more priority.

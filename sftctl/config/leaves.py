@@ -141,9 +141,9 @@ def entry_leaves(leaf: Leaf) -> Mapping[str, Leaf]:
 
 def read_class(cls: Any, path: str) -> Iterator[Leaf]:
     """The leaves of an attrs class, from its fields and their metadata."""
-    hints = typing.get_type_hints(cls)
+    attrs.resolve_types(cls)  # once: cattrs finds the types resolved too
     for field in attrs.fields(cls):
-        annotation = hints[field.name]
+        annotation = field.type
         base, optional = strip_none(annotation)
         is_tuple = typing.get_origin(base) is tuple
         arguments = typing.get_args(base) if is_tuple else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -22,19 +22,18 @@ from sftctl.config.sources import options as option_source
 from sftctl.config.sources import overrides as override_source
 from sftctl.config.sources.items import Document, Item, Layer, Unreadable, plain
 from sftctl.config.sources.options import Assignment
+from sftctl.config.table import Table
 from sftctl.errors import ConfigError, Origin, Problem
 
 
-@attrs.frozen
-class Shadowed:
+class Shadowed(NamedTuple):
     """A value that a later source replaced, and where it stands."""
 
     value: Any
     origin: Origin
 
 
-@attrs.frozen
-class Node:
+class Node(NamedTuple):
     """A leaf's value, where it came from, and what it shadows (nearest first, the default last)."""
 
     path: str
@@ -103,7 +102,7 @@ def _build(sayings: Sayings, problems: list[Problem]) -> Resolved:
     problems = problems + wrong
     bundle: Bundle | None = None
     try:
-        bundle = converter.bundle(_with_default_paths(plain(root)))
+        bundle = _with_default_paths(converter.bundle(plain(root)), sayings)
     except Exception as error:
         problems += _explain(error, (), root)
     items = {path: said[-1].item for path, said in sayings.items() if said[-1].item is not None}
@@ -179,12 +178,22 @@ def _default(leaf: Leaf | None) -> Any:
     return None if leaf is None else default_of(leaf)
 
 
-def _with_default_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """The data, with the paths that are defaults made absolute (`run.output_dir`)."""
+def _with_default_paths(bundle: Bundle, sayings: Sayings) -> Bundle:
+    """The bundle, with the paths that are defaults made absolute (`run.output_dir`)."""
     for leaf in leaves().values():
-        if leaf.is_path and isinstance(leaf.default, str) and leaf.default not in leaf.words:
-            data.setdefault(leaf.group, {}).setdefault(leaf.name, default_of(leaf))
-    return data
+        if leaf.is_path and default_of(leaf) != leaf.default and value_of(bundle, leaf) == leaf.default:
+            said = sayings.get(leaf.path)
+            if said is None or said[-1].item is None:
+                bundle = _with(bundle, leaf, default_of(leaf))
+    return bundle
+
+
+def _with(bundle: Bundle, leaf: Leaf, value: Any) -> Bundle:
+    if leaf.group in bundle.extensions:
+        changed = attrs.evolve(bundle.extensions[leaf.group], **{leaf.name: value})
+        return attrs.evolve(bundle, extensions=Table({**bundle.extensions, leaf.group: changed}))
+    changed = attrs.evolve(getattr(bundle, leaf.group), **{leaf.name: value})
+    return attrs.evolve(bundle, **{leaf.group: changed})
 
 
 _ORDER = {"recipe": 0, "file": 0, "env": 1, "option": 2, "set": 2, "python": 3}

@@ -11,7 +11,7 @@ base file would be useless otherwise. A value equal to the default is never repo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -49,8 +49,7 @@ class Facts:
         return (first, second) if ranked else (second, first)
 
 
-@attrs.frozen
-class Inert:
+class Inert(NamedTuple):
     """Leaves that do nothing unless something is on.
 
     `is_on` asks the bundle, `switch` is the leaf that decides, `wanted` how to turn it on. `idle` is what an
@@ -313,8 +312,7 @@ def _shares(facts: Facts) -> Iterator[Problem]:
         yield Problem(place, message, facts.origin("data.datasets", index), "add fraction to it", related)
 
 
-@attrs.frozen
-class Conflict:
+class Conflict(NamedTuple):
     """A rule about leaves that contradict: which, in words for `explain`, and its check."""
 
     paths: tuple[str, ...]

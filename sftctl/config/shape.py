@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
-
 from sftctl.config import paths
 from sftctl.config.leaves import ENV, Leaf, entry_leaves, find, groups
 from sftctl.config.sources.items import Document, Edit, Item, Layer, NoneWord, Text, show_path
@@ -46,11 +44,11 @@ def lay(document: Document) -> Layer:
 def localise(item: Item, leaf: Leaf, folder: str) -> Item:
     """The same item, its paths resolved against `folder`: a leaf's own, or those inside its entries."""
     if leaf.is_entries and isinstance(item.value, list):
-        return attrs.evolve(item, value=[_localise_entry(each, leaf, folder) for each in item.value])
+        return item._replace(value=[_localise_entry(each, leaf, folder) for each in item.value])
     value = item.value
     if not leaf.is_path or not isinstance(value, str) or (leaf.optional and is_none_word(value)):
         return item
-    return attrs.evolve(item, value=type(value)(paths.resolve(value, leaf, folder)))
+    return item._replace(value=type(value)(paths.resolve(value, leaf, folder)))
 
 
 def is_none_word(value: object) -> bool:
@@ -102,4 +100,4 @@ def _localise_entry(item: Item, leaf: Leaf, folder: str) -> Item:
         return item
     known = entry_leaves(leaf)
     value = {key: localise(each, known[key], folder) if key in known else each for key, each in item.value.items()}
-    return attrs.evolve(item, value=value)
+    return item._replace(value=value)

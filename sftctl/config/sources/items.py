@@ -2,16 +2,15 @@
 
 A file becomes a `Document`, a tree of Items. The environment, the command line and a Python caller become a
 `Layer` straight away; a document becomes one when `shape` lays it against the schema. A Layer is a list of
-edits to leaves, in the order they were written.
+edits to leaves, in the order they were written. These are named tuples: a class of attrs takes five times as long
+to make, and they are made at every start.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-import attrs
+from typing import Any, Literal, NamedTuple
 
 from sftctl.errors import Origin, OriginKind, Problem
 
@@ -31,8 +30,7 @@ class NoneWord(str):
     __slots__ = ()
 
 
-@attrs.frozen(eq=False)
-class Item:
+class Item(NamedTuple):
     """A value: a scalar, `dict[str, Item]` or `list[Item]`; where it stands, and where its key does."""
 
     value: Any
@@ -40,8 +38,7 @@ class Item:
     key: Origin | None = None
 
 
-@attrs.frozen
-class Edit:
+class Edit(NamedTuple):
     """What a source does to one leaf (`path`), or to an entry of its table (`path` and `inner` keys)."""
 
     action: Literal["set", "append", "reset"]
@@ -50,16 +47,14 @@ class Edit:
     inner: tuple[str, ...] = ()
 
 
-@attrs.frozen
-class Layer:
+class Layer(NamedTuple):
     """A source, laid against the schema."""
 
     edits: tuple[Edit, ...]
     problems: tuple[Problem, ...] = ()
 
 
-@attrs.frozen
-class Document:
+class Document(NamedTuple):
     """A file as it was read: its name as the user knows it, the folder its paths start from, its root table."""
 
     name: str

@@ -15,9 +15,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal
-
-import attrs
+from typing import Literal, NamedTuple
 
 from sftctl.config import secrets
 from sftctl.config.leaves import ENV, Leaf, find, groups
@@ -27,8 +25,7 @@ from sftctl.config.sources.items import Edit, Item, Layer, Lines, Text, Unreadab
 from sftctl.errors import Origin, Problem
 
 
-@attrs.frozen
-class Assignment:
+class Assignment(NamedTuple):
     """One assignment of the command line, in the order it was typed.
 
     `--learning-rate 1e-4`   Assignment("--learning-rate", "option", "optim.learning_rate", "1e-4")
@@ -183,7 +180,7 @@ def _gather(edits: Sequence[Edit]) -> tuple[list[Edit], list[Problem]]:
         repeats = leaf is not None and leaf.is_tuple and kinds == {"option"} and isinstance(before.item.value, list)
         if repeats and isinstance(edit.item.value, list):
             both = [*before.item.value, *edit.item.value]
-            gathered[first[place]] = attrs.evolve(before, item=Item(both, before.item.origin, before.item.key))
+            gathered[first[place]] = before._replace(item=before.item._replace(value=both))
         elif kinds == {"set"} and edit.action == "append":
             gathered.append(edit)
         else:
