@@ -108,17 +108,17 @@ class Group:
 
 def leaves() -> Mapping[str, Leaf]:
     """Every leaf by its path, in the order of the schema, registered groups last."""
-    return _tables(registry.version()).leaves
+    return _current().leaves
 
 
 def by_flat() -> Mapping[str, Leaf]:
     """Every leaf by its flat name: `model_name_or_path`."""
-    return _tables(registry.version()).flat
+    return _current().flat
 
 
 def groups() -> Mapping[str, Group]:
     """Every group by its name: built in, `env`, registered."""
-    return _tables(registry.version()).groups
+    return _current().groups
 
 
 def find(path: str) -> Leaf | None:
@@ -188,6 +188,11 @@ class _Tables:
     leaves: Mapping[str, Leaf]
     flat: Mapping[str, Leaf]
     groups: Mapping[str, Group]
+
+
+def _current() -> _Tables:
+    registry.load_installed()
+    return _tables(registry.version())
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,7 +14,10 @@ registry belongs to the process; `version` counts its changes, so that tables ma
 
 from __future__ import annotations
 
+import glob
 import importlib
+import os
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -31,7 +34,7 @@ _groups: dict[str, type] = {}
 _plugins: dict[str, str] = {}
 _loading: list[str] = []
 _version = 0
-_entry_points_loaded = False
+_installed: list[Problem] | None = None
 
 
 def registered() -> Mapping[str, type]:
@@ -87,13 +90,61 @@ def load(module: str, origin: Origin | None = None) -> list[Problem]:
     return []
 
 
+def load_installed() -> list[Problem]:
+    """Registers the groups of installed packages, once a process; the problems of those that fail, each time.
+
+    An entry point names a module that registers its group, or the class itself:
+
+        [project.entry-points."sftctl.groups"]
+        reward = "my_package.reward:Reward"
+    """
+    global _installed
+    if _installed is None:
+        _installed = []  # set first: a plug-in that asks for the table of leaves comes here again
+        if _any_installed():
+            from importlib.metadata import entry_points  # as dear as the whole of `python -c pass`
+
+            for point in entry_points(group=ENTRY_POINTS):
+                _installed += _load_installed(point)
+    return _installed
+
+
+def _load_installed(point: Any) -> list[Problem]:
+    origin = Origin("python", f"entry point {point.name} of {point.dist.name if point.dist else 'a package'}")
+    try:
+        found = point.load()
+        if isinstance(found, type):
+            register_group(point.name, found)
+    except ConfigError as error:
+        return [Problem(each.path, each.message, origin, each.help) for each in error.problems]
+    except Exception as error:  # other people's code may raise anything
+        message = f"{point.value} cannot be imported: {type(error).__name__}: {error}"
+        return [Problem("plugins", message, origin, "mend or uninstall the package")]
+    return []
+
+
+def _any_installed() -> bool:
+    """Whether any package has an entry point of ours: a look into their files, a tenth of importlib.metadata's cost."""
+    wanted = f"[{ENTRY_POINTS}]".encode()
+    for folder in sys.path:
+        for pattern in ("*.dist-info", "*.egg-info"):
+            for path in glob.iglob(os.path.join(glob.escape(folder or "."), pattern, "entry_points.txt")):
+                try:
+                    with open(path, "rb") as file:
+                        if wanted in file.read():
+                            return True
+                except OSError:
+                    continue
+    return False
+
+
 def unregister_all() -> None:
     """Forgets every registered group. For tests."""
-    global _version, _entry_points_loaded
+    global _version, _installed
     _groups.clear()
     _plugins.clear()
     _version += 1
-    _entry_points_loaded = False
+    _installed = None
 
 
 def _objections(name: str, cls: type) -> Iterator[Problem]:

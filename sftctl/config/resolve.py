@@ -115,6 +115,7 @@ def _build(sayings: Sayings, problems: list[Problem]) -> Resolved:
     problems += availability.refuse(facts.value, facts.origin)
     if problems:
         raise ConfigError(*_sorted(problems))
+    notes += registry.load_installed()
     return Resolved(bundle, _nodes(bundle, sayings, shadowed), tuple(notes), facts)
 
 
