@@ -20,7 +20,6 @@ import contextlib
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from sftctl.engine.final_model import save_final
 from sftctl.engine.storage import Index, files_of, plan_save, read_into, tensors_file, write_tensors
 from sftctl.engine.training_state import TrainingState, load_optimizer, scalars_of, targets_for, tensors_of
 from sftctl.errors import Problem, RunError
-from sftctl.runs.files import fsync_folder, read_json, refusal, refusals, write_atomically, write_json
+from sftctl.runs.files import read_json, refusal, refusals, write_json
 from sftctl.runs.hashing import hash_file
 from sftctl.runs.identity import differences, problems
 from sftctl.runs.manifest import (
@@ -56,14 +55,13 @@ from sftctl.runs.manifest import (
     writing_folder,
 )
 from sftctl.runs.secrets import redact_tree
+from sftctl.runs.shares import await_share, report_failure, report_share
 from sftctl.runs.state import utc_now
 
 __all__ = ["Checkpoint", "Checkpointer", "save_final"]
 
 INDEX = "index.json"
 SCALARS = "scalars.json"
-RANK_PATIENCE_SECONDS = 1800.0
-"""How long the main rank waits for the files of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +223,13 @@ class Checkpointer:
             if self.ranks.is_main:
                 self._publish(folder, pending, files)
             else:
-                _report_share(folder, self.ranks.rank, files)
+                report_share(folder, self.ranks.rank, files)
         except BaseException as error:
             self._error = refusal(error, folder, "write") if isinstance(error, OSError) else error
             if self.ranks.is_main:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                with contextlib.suppress(OSError):
-                    (folder / f".failed-{self.ranks.rank}").write_text(str(self._error))
+                report_failure(folder, self.ranks.rank, str(self._error))
 
     def _write_share(self, folder: Path, pending: _Pending) -> dict[str, FileRecord]:
         rank = self.ranks.rank
@@ -250,7 +247,7 @@ class Checkpointer:
 
     def _publish(self, folder: Path, pending: _Pending, files: dict[str, FileRecord]) -> None:
         for rank in range(1, self.ranks.world_size):
-            files |= _await_share(folder, rank)
+            files |= await_share(folder, rank)
         write_manifest(folder, Manifest(files, pending.content))
         publish(self.folder, pending.step)
         self._prune(pending.step)
@@ -265,26 +262,46 @@ class Checkpointer:
 
     # ------------------------------------------------------------------ finding
 
+    def find(self, resume: str) -> Checkpoint | None:
+        """What `checkpoint.resume` asks for: "auto", "never", a run directory, or one checkpoint. None: step 0.
+
+        Raises RunError where a path holds no whole checkpoint; this run's own directory need not hold one yet.
+        """
+        if resume == "never":
+            return None
+        path = Path(resume)
+        if resume == "auto" or (path / self.folder.name).resolve() == self.folder.resolve():
+            return self.latest()
+        if not (path / self.folder.name).is_dir():
+            return self.open(path)
+        found = self._newest(path / self.folder.name)
+        if found is None:
+            raise RunError(Problem("checkpoint.resume", f"{path} has no whole checkpoint", help="name another run"))
+        return found
+
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, its hashes verified. Says which ones it passed over, and why."""
         if self.ranks.is_main:
             for path in leftovers(self.folder):
                 self.note(f"removed {path}, which was not whole when an earlier run ended")
                 shutil.rmtree(path, ignore_errors=True)
-        for step in reversed(self._agreed_steps()):
+        return self._newest(self.folder)
+
+    def _newest(self, folder: Path) -> Checkpoint | None:
+        for step in reversed(self._agreed(list_steps(folder))):
             try:
-                return self.open(step_folder(self.folder, step))
+                return self.open(step_folder(folder, step))
             except RunError as error:
                 self.note(f"passed over: {error.problems[0].message}")
         return None
 
-    def _agreed_steps(self) -> list[int]:
-        steps = list_steps(self.folder)
-        if self.ranks.world_size > 1:
-            boxed = [steps]
-            dist.broadcast_object_list(boxed, src=0)
-            steps = boxed[0]
-        return steps
+    def _agreed(self, steps: list[int]) -> list[int]:
+        """The main rank's list, on every rank."""
+        if self.ranks.world_size == 1:
+            return steps
+        boxed = [steps]
+        dist.broadcast_object_list(boxed, src=0)
+        return boxed[0]
 
     def open(self, path: Path) -> Checkpoint:
         """The checkpoint in `path`, every file verified, the reading shared by the ranks. Raises RunError."""
@@ -293,19 +310,18 @@ class Checkpointer:
             manifest = verify(path, only=lambda index: index % self.ranks.world_size == self.ranks.rank)
         except RunError as refused:
             error = refused
-        first = self._first_error(error)
-        if first is not None:
-            raise first
+        self._raise_first(error)
         assert manifest is not None
         return Checkpoint(path, manifest)
 
-    def _first_error(self, error: RunError | None) -> RunError | None:
-        """Of all ranks' errors the first, the same on every rank."""
-        if self.ranks.world_size == 1:
-            return error
-        texts: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(texts, None if error is None else error.problems)
-        return next((RunError(*found) for found in texts if found is not None), None)
+    def _raise_first(self, error: RunError | None) -> None:
+        """Of all ranks' errors raise the first, the same on every rank."""
+        if self.ranks.world_size > 1:
+            errors: list[Any] = [None] * self.ranks.world_size
+            dist.all_gather_object(errors, None if error is None else error.problems)
+            error = next((RunError(*found) for found in errors if found is not None), None)
+        if error is not None:
+            raise error
 
     def best(self) -> Path | None:
         """The newest checkpoint that was saved as the best."""
@@ -370,25 +386,3 @@ class Checkpointer:
         if index is None or scalars is None or not files_of(index) <= checkpoint.manifest.files.keys():
             raise damaged(checkpoint.path, f"{INDEX} and the manifest do not agree")
         return index, scalars
-
-
-def _report_share(folder: Path, rank: int, files: Mapping[str, FileRecord]) -> None:
-    """Tell the main rank that this rank's files are on the device."""
-    fsync_folder(folder)
-    records = {name: [record.num_bytes, record.sha256] for name, record in files.items()}
-    write_atomically(folder / f".share-{rank}", json.dumps(records))
-
-
-def _await_share(folder: Path, rank: int) -> dict[str, FileRecord]:
-    """The files that another rank wrote, once it has."""
-    share, failed = folder / f".share-{rank}", folder / f".failed-{rank}"
-    deadline = time.monotonic() + RANK_PATIENCE_SECONDS
-    while not share.exists():
-        if failed.exists():
-            raise RunError(Problem("", f"rank {rank} could not write its share: {failed.read_text()}"))
-        if time.monotonic() > deadline:
-            raise RunError(Problem("", f"rank {rank} has not written its share of {folder} in time"))
-        time.sleep(0.02)
-    records = json.loads(share.read_text())
-    share.unlink()
-    return {name: FileRecord(num_bytes, sha256) for name, (num_bytes, sha256) in records.items()}

@@ -156,13 +156,18 @@ def default_name(identity: Identity, now: datetime) -> str:
 
 def newest_same(output_dir: Path, digest: str) -> Path | None:
     """The directory, last started, whose run has this digest of its configuration."""
-    found: list[tuple[str, str]] = []
-    for path in run_directories(output_dir):
-        with contextlib.suppress(RunError):  # a damaged one is not ours to judge here
-            state = read_state(path / STATE)
-            if state is not None and state.digest == digest:
-                found.append((state.started, path.name))
+    found = _same(output_dir, digest)
     return output_dir / max(found)[1] if found else None
+
+
+def _same(output_dir: Path, digest: str) -> list[tuple[int, str]]:
+    """(number, name) of the runs with this digest."""
+    found: list[tuple[int, str]] = []
+    for path in run_directories(output_dir):
+        state = _state_if_whole(path)  # a damaged one is not ours to judge here
+        if state is not None and state.digest == digest:
+            found.append((state.number, path.name))
+    return found
 
 
 def run_directories(output_dir: Path) -> list[Path]:
@@ -233,7 +238,8 @@ def _claim_locked(
     if state is None or overwrite:
         if overwrite and not made:
             _set_aside(path)
-        state = new_state(recipe=identity.recipe, digest=identity.digest)
+        number = 1 + max((number for number, _ in _same(path.parent, identity.digest)), default=0)
+        state = new_state(recipe=identity.recipe, digest=identity.digest, number=number)
         write_state(path / STATE, state)
         return RunDirectory(path, state, claim="new", lock=lock, made=made)
     if not resume:

@@ -23,7 +23,8 @@ Phase = Literal["preparing", "running", "interrupted", "finished", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """`started` and `updated` are ISO 8601 times in UTC, for people: nothing is decided by comparing them."""
+    """`started` and `updated` are ISO 8601 times in UTC, for people: nothing is decided by comparing them, since a
+    clock may jump back. `number` counts the runs of one configuration in one folder."""
 
     phase: Phase
     recipe: str
@@ -32,6 +33,7 @@ class RunState:
     host: str
     started: str
     updated: str
+    number: int = 1
     step: int = 0
     total_steps: int | None = None
     resumes: int = 0
@@ -43,9 +45,9 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def new_state(*, recipe: str, digest: str) -> RunState:
+def new_state(*, recipe: str, digest: str, number: int = 1) -> RunState:
     now = utc_now()
-    return RunState("preparing", recipe, digest, os.getpid(), socket.gethostname(), now, now)
+    return RunState("preparing", recipe, digest, os.getpid(), socket.gethostname(), now, now, number)
 
 
 def changed(state: RunState, **changes: Any) -> RunState:

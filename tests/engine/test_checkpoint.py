@@ -273,6 +273,33 @@ def test_an_index_cannot_lead_to_files_that_were_not_verified(tmp_path):
         loader.load(checkpoint)
 
 
+# ---------------------------------------------------------------------- what resume names
+
+
+def test_resume_names_this_run_another_one_or_a_checkpoint(tmp_path):
+    """The path that `runs show` prints is the run's own directory, which need not hold a checkpoint yet."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    other.mkdir()
+    saved(other, 2, 4)
+    loader = checkpointer(own, Training())
+    assert loader.find("never") is loader.find("auto") is loader.find(str(own)) is None
+    assert loader.find(str(other)).step == 4
+    assert loader.find(str(other / "checkpoints" / "step-2")).step == 2
+    saved(own, 3)
+    assert loader.find("auto").step == loader.find(str(own)).step == 3
+    assert loader.find("never") is None
+
+
+def test_resume_from_a_place_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    loader = checkpointer(tmp_path, Training())
+    with pytest.raises(RunError, match=r"other has no whole checkpoint; name another run"):
+        loader.find(str(tmp_path / "other"))
+    with pytest.raises(RunError, match=r"nowhere is damaged: it has no manifest\.json"):
+        loader.find(str(tmp_path / "nowhere"))
+
+
 # ---------------------------------------------------------------------- what is of another run
 
 

@@ -1,5 +1,6 @@
 """Claiming a run directory: new, resumed, finished, replaced, refused; and what is left when a run never begins."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sftctl.errors import Interrupted, Problem, RunError, TrainingError
-from sftctl.runs.directory import Identity, attach, claim, default_name, run_directories
+from sftctl.runs.directory import Identity, attach, claim, default_name, newest_same, run_directories
 from sftctl.runs.files import write_json
 from sftctl.runs.lock import is_held
 from sftctl.runs.state import read_state
@@ -120,6 +121,16 @@ def test_without_a_name_the_newest_run_of_the_same_digest_goes_on(tmp_path):
     other = Identity(IDENTITY.recipe, "ffff", SETTINGS)
     with claim(tmp_path, other) as another:
         assert another.path != first.path
+
+
+def test_a_clock_that_jumps_back_does_not_change_which_run_is_the_newest(tmp_path):
+    for hour in (12, 11):
+        with claim(tmp_path, IDENTITY, resume="never", now=NOON.replace(hour=hour)) as run:
+            run.begin(total_steps=100)
+            run.state = dataclasses.replace(run.state, started=f"2026-11-24T{hour}:00:00+00:00")
+            run.update("running")
+    assert newest_same(tmp_path, IDENTITY.digest) == run.path
+    assert run.path.name < "quick-start.toml-20261124-12"
 
 
 def test_a_finished_run_says_so(tmp_path):

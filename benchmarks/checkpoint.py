@@ -1,0 +1,145 @@
+"""What a checkpoint costs: rates of saving and loading against the disk's own, measured in turn in one run.
+
+    python benchmarks/checkpoint.py                          # the shapes of SmolLM2-135M, with Adam: 1.6 GB
+    python benchmarks/checkpoint.py --folder /data/tmp --rounds 5
+    python benchmarks/checkpoint.py --parameters 10          # millions, for a quick look
+
+Per round, one after the other: the disk (the same number of bytes from memory into one file, 16 MiB at a time,
+then fsync); a synchronous save; an asynchronous one, whose stall is the time `save` takes and whose end is when
+`wait` returns; verifying every hash; loading. The table holds medians; rates are of the whole checkpoint.
+
+Goals: a synchronous save at no less than half the disk's rate; a stall of at most a fifth of a synchronous save.
+The exit code is 1 where either is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sftctl.engine.checkpoint import Checkpointer
+from sftctl.engine.distributed import Ranks
+from sftctl.engine.training_state import TrainingState, tensors_of
+
+SMOLLM2 = (30, 576, 1536, 192, 49152)
+"""Layers, hidden size, intermediate size, key and value size, vocabulary of SmolLM2-135M."""
+
+
+def shapes(
+    layers: int, hidden: int, intermediate: int, kv: int, vocabulary: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "embed", (vocabulary, hidden)
+    for layer in range(layers):
+        for name in ("q", "o"):
+            yield f"layers.{layer}.{name}", (hidden, hidden)
+        for name in ("k", "v"):
+            yield f"layers.{layer}.{name}", (kv, hidden)
+        for name in ("gate", "up"):
+            yield f"layers.{layer}.{name}", (intermediate, hidden)
+        yield f"layers.{layer}.down", (hidden, intermediate)
+        for name in ("norm1", "norm2"):
+            yield f"layers.{layer}.{name}", (hidden,)
+    yield "norm", (hidden,)
+
+
+def training_state(millions: float | None) -> TrainingState:
+    """Weights of the shapes, random, and AdamW's moments after one step."""
+    layers, hidden, intermediate, kv, vocabulary = SMOLLM2
+    if millions is not None:
+        vocabulary, layers = max(1, int(millions * 1e6 / hidden / 2)), max(1, int(millions * 1e6 / 2 / 3_540_096))
+    named = dict(shapes(layers, hidden, intermediate, kv, vocabulary))
+    weights = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in named.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, fused=True)
+    for parameter in weights.values():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return TrainingState(weights, optimizer)
+
+
+def write_plainly(path: Path, data: memoryview) -> None:
+    """The disk's own rate: sequential writes of 16 MiB, the device flushed at the end."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for start in range(0, len(data), 16 << 20):
+        os.write(descriptor, data[start : start + (16 << 20)])
+    os.fsync(descriptor)
+    os.close(descriptor)
+    path.unlink()
+
+
+@contextmanager
+def timed(into: dict[str, list[float]], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    into.setdefault(name, []).append(time.perf_counter() - began)
+
+
+def measure(folder: Path, state: TrainingState, rounds: int) -> dict[str, list[float]]:
+    alone = Ranks(0, 1, torch.device("cpu"))
+    make: Callable[[bool], Checkpointer] = lambda async_save: Checkpointer(  # noqa: E731
+        folder / "checkpoints", state, ranks=alone, settings={}, identity={}, async_save=async_save, save_total_limit=1
+    )
+    plain, threaded = make(False), make(True)
+    num_bytes = sum(tensor.nbytes for tensor in tensors_of(state).values())
+    data = torch.randint(0, 255, (num_bytes,), dtype=torch.uint8).numpy().data
+    seconds: dict[str, list[float]] = {}
+    threaded.save(0, meta={}, wait=True)  # its host buffers are made once
+    for number in range(1, rounds + 1):
+        with timed(seconds, "disk"):
+            write_plainly(folder / "plain.bin", data)
+        with timed(seconds, "save"):
+            plain.save(2 * number, meta={})
+        with timed(seconds, "asynchronous save, until done"):
+            with timed(seconds, "asynchronous save, stall"):
+                threaded.save(2 * number + 1, meta={})
+            threaded.wait()
+        with timed(seconds, "verify"):
+            found = plain.latest()
+        assert found is not None
+        with timed(seconds, "load"):
+            plain.load(found)
+    return seconds
+
+
+def report(seconds: dict[str, list[float]], num_bytes: int) -> int:
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"{num_bytes / 1e9:.2f} GB, {len(seconds['disk'])} rounds, medians\n")
+    print("| | seconds | MB/s | of the disk |\n|---|---|---|---|")
+    for name, value in median.items():
+        rate = num_bytes / value / 1e6
+        print(f"| {name} | {value:.2f} | {rate:,.0f} | {median['disk'] / value:.2f} |")
+    rate = statistics.median(d / s for d, s in zip(seconds["disk"], seconds["save"], strict=True))
+    stalls = zip(seconds["asynchronous save, stall"], seconds["save"], strict=True)
+    stall = statistics.median(stall / save for stall, save in stalls)
+    print(f"\nsave / disk, within a round: {rate:.2f} of its rate (goal: 0.50)")
+    print(f"stall / save, within a round: {stall:.2f} (goal: 0.20)")
+    return 0 if rate >= 0.5 and stall <= 0.2 else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="a folder on the disk to measure; none: the temporary one")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parameters", type=float, help="millions of parameters instead of SmolLM2-135M")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=arguments.folder))
+    try:
+        state = training_state(arguments.parameters)
+        seconds = measure(folder, state, arguments.rounds)
+        return report(seconds, sum(tensor.nbytes for tensor in tensors_of(state).values()))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
