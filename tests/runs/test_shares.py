@@ -31,5 +31,5 @@ def test_a_failure_ends_the_waiting_with_its_reason(tmp_path):
 
 
 def test_a_rank_that_never_reports_is_not_waited_for_for_ever(tmp_path):
-    with pytest.raises(RunError, match="rank 2 did not write its share of .* within 0 s"):
+    with pytest.raises(RunError, match=r"rank 2 did not write its share of .* within 0 s"):
         await_share(tmp_path, 2, patience_seconds=0.05)
