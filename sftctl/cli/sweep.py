@@ -42,10 +42,8 @@ USAGE = Usage(
     words=FILES,
     switches=(Switch("over", "A key and its values. Again for another key.", value="KEY=VALUE,VALUE", many=True),),
     examples=(
-        Example(
-            "sftctl sweep run.toml --over optim.learning_rate=1e-5,2e-5 --over sft.loss_type=nll,dft",
-            "Two learning rates with two losses, four runs:",
-        ),
+        Example("sftctl sweep run.toml --over optim.learning_rate=1e-5,2e-5,5e-5", "Three learning rates:"),
+        Example("sftctl sweep run.toml --over run.seed=1,2,3 --over sft.loss_type=nll,dft", "Two losses, three times:"),
     ),
     takes_leaves=True,
 )
