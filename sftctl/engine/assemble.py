@@ -1,7 +1,7 @@
 """Configuration becomes objects here, and nowhere else: below this file there are only keyword arguments.
 
-    Bundle                 -> Inputs    tokenizer, rows with their masks, bins, plans; no weights yet
-    Bundle, Inputs, ranks  -> Machine   model, head, weights, optimiser, step, evaluation
+Bundle                 -> Inputs    tokenizer, rows with their masks, bins, plans; no weights yet
+Bundle, Inputs, ranks  -> Machine   model, head, weights, optimiser, step, evaluation
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sftctl.config.table import thaw
 from sftctl.engine.data.collate import collate
 from sftctl.engine.data.packing import one_each, pack
 from sftctl.engine.data.plan import EpochPlan, evaluation_plan
-from sftctl.engine.data.prepare import Prepared, prepare
+from sftctl.engine.data.prepare import Prepared, default_cache_dir, prepare
 from sftctl.engine.data.sources import Source
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answers_of, evaluate_loss
-from sftctl.engine.model.attention import IsolationReport, isolates, isolation_self_test
+from sftctl.engine.model.attention import IsolationReport, isolation_self_test
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.generation import greedy
 from sftctl.engine.model.head import HeadReport, find_head, head_self_test
@@ -81,7 +81,7 @@ class Machine:
     answer: Callable[[], tuple[Answer, ...]]
     precision: str
     head_report: HeadReport
-    isolation: IsolationReport | None
+    isolation: IsolationReport
 
 
 # ---------------------------------------------------------------------- before the weights
@@ -168,9 +168,7 @@ def _rows_of(bundle: Bundle, tokenizer: Any) -> tuple[Prepared, Prepared | None]
     return rows, held_out if limit is None else held_out.select(np.arange(min(limit, len(held_out))))
 
 
-def _prepare(
-    bundle: Bundle, tokenizer: Any, datasets: Sequence[Dataset], *, packing: bool, where: str
-) -> Prepared:
+def _prepare(bundle: Bundle, tokenizer: Any, datasets: Sequence[Dataset], *, packing: bool, where: str) -> Prepared:
     data, sft = bundle.data, bundle.sft
     whole = packing and sft.packing_strategy in SPLITS_ROWS
     return prepare(
@@ -182,6 +180,11 @@ def _prepare(
         assistant_only_loss=sft.assistant_only_loss,
         last_turn_only_loss=sft.last_turn_only_loss,
         dataset_text_field=data.dataset_text_field,
+        mixing=data.mixing,
+        stopping_strategy=data.stopping_strategy,
+        seed=bundle.run.seed,
+        dataset_num_proc=data.dataset_num_proc,
+        cache_dir=default_cache_dir() if data.cache_dir is None else Path(data.cache_dir),
         on_bad_row=data.on_bad_row,
         on_mask_problem=data.on_mask_problem,
         where=where,
@@ -229,8 +232,11 @@ def _evaluation_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Spl
 
 def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
     """Load the weights, prove head and isolation on them, and build the step around them."""
+    precision = resolve_precision(bundle.train.precision, ranks.device)
+    compute_dtype = torch.bfloat16 if precision == "bf16" else None
     model = load_model(
         **model_settings(bundle, inputs.tokenizer),
+        compute_dtype=compute_dtype,
         attn_implementation=bundle.model.attn_implementation,
         model_init_kwargs=thaw(bundle.model.model_init_kwargs),
         seed=bundle.run.seed,
@@ -238,10 +244,10 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
     )
     head = find_head(model)
     head_report = head_self_test(model, head)
-    isolation = _prove_isolation(bundle, model)
+    isolation = isolation_self_test(model)
+    flat = _flat(bundle, isolation)
     set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
-    precision = resolve_precision(bundle.train.precision, ranks.device)
-    weights = Weights(model.named_parameters(), compute_dtype=torch.bfloat16 if precision == "bf16" else None)
+    weights = Weights(model.named_parameters(), compute_dtype=compute_dtype)
     forward = partial(
         forward_loss,
         model=model,
@@ -259,7 +265,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
         ranks=ranks,
         activations=_activations(bundle, model),
     )
-    batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=_flat(bundle, model))
+    batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=flat)
 
     def batches_at(epoch: int, within: int) -> Sequence[Batch]:
         return list(batches(inputs.train, epoch, within, rank=ranks.rank))
@@ -283,27 +289,22 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
     )
 
 
-def _prove_isolation(bundle: Bundle, model: Any) -> IsolationReport | None:
-    """Measured where documents share a row; a model that leaks is refused."""
-    if not (bundle.sft.packing or _eval_packing(bundle)) and not _flat(bundle, model):
-        return None
-    report = isolation_self_test(model)
-    if not report.passed:
+def _flat(bundle: Bundle, isolation: IsolationReport) -> bool:
+    """Whether batches are laid out flat: as configured, else wherever this model was seen to isolate documents.
+
+    Raises ModelError where documents would share a row of a model that does not isolate them.
+    """
+    shares_rows = bundle.sft.packing or _eval_packing(bundle) or bundle.sft.padding_free is True
+    if shares_rows and not isolation.passed:
         raise ModelError(
             Problem(
-                "sft.packing",
-                f"documents that share a row see each other in this model: a logit of the second moves by "
-                f"{report.max_difference:.2g} (allowed: {report.tolerance:.2g}) when the first is there",
-                help="set sft.packing = false and sft.padding_free = false, or another model.attn_implementation",
+                "sft.packing" if bundle.sft.packing else "sft.padding_free",
+                f"documents that share a row of this model see each other: a logit of the second moves by "
+                f"{isolation.max_difference:.2g} on account of the first (allowed: {isolation.tolerance:.2g})",
+                help="set sft.packing = false and leave out sft.padding_free, or set another model.attn_implementation",
             )
         )
-    return report
-
-
-def _flat(bundle: Bundle, model: Any) -> bool:
-    """Whether batches are laid out flat: as configured, else wherever the attention isolates documents."""
-    padding_free = bundle.sft.padding_free
-    return isolates(model) if padding_free is None else padding_free
+    return isolation.passed if bundle.sft.padding_free is None else bundle.sft.padding_free
 
 
 def _pad_token_id(inputs: Inputs) -> int:
@@ -352,7 +353,6 @@ def _answerer(bundle: Bundle, inputs: Inputs, model: Any) -> Callable[[], tuple[
         model,
         max_new_tokens=bundle.eval.max_new_tokens,
         stop_token_ids=stop_token_ids,
-        pad_token_id=_pad_token_id(inputs),
         batch_size=bundle.eval.per_device_eval_batch_size,
     )
     return lambda: answers_of(

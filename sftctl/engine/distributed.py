@@ -67,6 +67,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def make_deterministic() -> None:
+    """Deterministic kernels only; torch raises where it has none. cuBLAS reads its variable when it starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -40,7 +40,7 @@ from sftctl.runs.files import write_atomically
 from sftctl.runs.ledger import write_ledger
 from sftctl.runs.metrics import MetricsWriter
 from sftctl.runs.origins import write_origins
-from sftctl.runs.trackers import Trackers, start_trackers
+from sftctl.runs.trackers import start_trackers
 
 
 class Reporter(Protocol):
@@ -86,6 +86,8 @@ def train(
     for name, value in bundle.env.items():
         os.environ.setdefault(name, value)
     ranks = distributed.start()
+    if bundle.train.full_determinism:
+        distributed.make_deterministic()
     reporter = reporter if reporter is not None and ranks.is_main else Silent()
     resolved = resolved or _resolved(bundle)
     missing = rules.ready(resolved.facts)
@@ -97,7 +99,7 @@ def train(
             return _finished_before(run, reporter)
         inputs = _inputs(bundle, ranks, reporter)
         if dry_run:
-            reporter.note(f"dry run: {inputs.total_steps} steps would follow; no weights were loaded, nothing was written")
+            reporter.note(f"dry run: {inputs.total_steps} steps would follow; no weights loaded, nothing written")
             return None
         reporter.stage("load the model and test its head and its isolation")
         machine = assemble.machine_of(bundle, inputs, ranks)
@@ -222,9 +224,12 @@ class Course:
         run, inputs = self.run, self.inputs
         write_atomically(run.config, show.dump(resolved, "toml"))
         write_origins(run, show.origins(resolved))
-        details = {"precision": self.machine.precision, "head": asdict(self.machine.head_report)}
-        if self.machine.isolation is not None:
-            details["isolation"] = asdict(self.machine.isolation)
+        machine = self.machine
+        details = {
+            "precision": machine.precision,
+            "head": asdict(machine.head_report),
+            "isolation": asdict(machine.isolation),
+        }
         write_environment(run, describe(device=str(self.ranks.device), command=command or sys.argv, details=details))
         ledger = {"train": _split_facts(inputs.train)}
         dropped = [{"split": "train", **asdict(row)} for row in inputs.train.rows.ledger.dropped()]
@@ -252,7 +257,7 @@ class Course:
                 self._save_if_due(is_best=is_best, now=stop or enough)
                 self.checkpointer.poll()
                 if enough:
-                    self.reporter.note(f"stopped early: {self.evaluations_without_better} evaluations without a better one")
+                    self.reporter.note(f"stopped early: no better one in {self.evaluations_without_better} evaluations")
                     return
                 if stop and not self._is_last:
                     raise self._interrupted(signals.received or "a signal on another rank")
@@ -302,7 +307,7 @@ class Course:
         if name not in metrics:
             known = ", ".join(metrics)
             problem = Problem("eval.metric_for_best_model", f"no evaluation gives {name!r}", help=f"one of {known}")
-            raise assemble.ModelError(problem)
+            raise ConfigError(problem)
         value = metrics[name]
         lower = any(word in name for word in LOWER_IS_BETTER)
         better = math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best))

@@ -18,6 +18,7 @@ from sftctl.engine.distributed import Ranks
 from sftctl.engine.step import Forward
 from sftctl.records import Answer, Batch, GenerationPrompt
 
+
 @torch.no_grad()
 def evaluate_loss(model: Any, forward: Forward, batches: Iterable[Batch], *, ranks: Ranks) -> dict[str, float]:
     """`eval_loss`, `eval_mean_token_accuracy`, `eval_entropy`, `eval_num_trained_tokens`; no dropout, no gradient."""

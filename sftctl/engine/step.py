@@ -48,8 +48,8 @@ class StepTotals:
 def forward_loss(
     batch: Batch, scale: float, *, model: Any, head: Head | None, weights: Weights, loss_type: str, device: torch.device
 ) -> LossSums:
-    """One micro-batch to sums of losses: by backbone and fused head, or by the model's full logits where it has none."""
-    inputs = forward_kwargs(batch, device=device)
+    """One micro-batch to sums of losses: by backbone and fused head, or by the model's full logits without one."""
+    inputs = forward_kwargs(batch, device=device, model=model)
     labels_T = torch.from_numpy(batch.labels.reshape(-1)).to(device)
     weights_T = None if batch.weights is None else torch.from_numpy(batch.weights.reshape(-1)).to(device)
     if head is None:

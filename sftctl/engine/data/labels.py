@@ -36,7 +36,8 @@ class Chunk:
     """A batch of tokenised rows, flat: row r is `offsets[r]:offsets[r + 1]`.
 
     `weights` is None where every trained token weighs 1. `answers[r]` are the tokens of the last answer, without
-    its stop token, or -1. `straddling[r]` counts tokens across a span's beginning.
+    its stop token, or -1. `straddling` marks tokens across a span's beginning. `whole[r]` is the row's length
+    before any cut.
     """
 
     ids: NDArray[np.int32]
@@ -45,7 +46,8 @@ class Chunk:
     roles: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     answers: NDArray[np.int32]
-    straddling: NDArray[np.int32]
+    straddling: NDArray[np.bool_]
+    whole: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -81,6 +83,7 @@ def label(encoded: Encoded, rows: Sequence[RenderedRow]) -> Chunk:
         encoded.offsets,
         places.answers(rows),
         places.straddling(spans, trained),
+        np.diff(encoded.offsets).astype(np.int32),
     )
     return without_first(chunk)
 
@@ -123,18 +126,17 @@ class _Places:
         which[(which >= 0) & (self._starts >= ends[which])] = -1
         return which
 
-    def straddling(self, spans: Sequence[tuple[int, int, int]], trained: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """How many untrained tokens of each row reach into a span from before it."""
-        counts = np.zeros(len(self._rows), dtype=np.int32)
+    def straddling(self, spans: Sequence[tuple[int, int, int]], trained: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which untrained tokens reach into a span from before it."""
+        across = np.zeros(len(self._starts), dtype=bool)
         if not spans or not len(self._starts):
-            return counts
+            return across
         starts, _ = self._bounds([span for span in spans if span[2] > span[1]])
         rows = np.array([span[0] for span in spans if span[2] > span[1]], dtype=np.int64)
         token = np.searchsorted(self._starts, starts, side="left") - 1
         inside = (token >= 0) & (token >= self._offsets[rows])
-        across = inside & (self._ends[token] > starts) & ~trained[token]
-        np.add.at(counts, rows[across], 1)
-        return counts
+        across[token[inside & (self._ends[token] > starts) & ~trained[token]]] = True
+        return across
 
     def answers(self, rows: Sequence[RenderedRow]) -> NDArray[np.int32]:
         """The tokens of each row's last answer, [first, end); -1 where there is none, or a token straddles into it."""
@@ -180,6 +182,7 @@ def framed(chunk: Chunk, prefix: Sequence[int], suffix: Sequence[int], eos: int 
         return out
 
     ids, trained, roles = spread(chunk.ids, np.int32), spread(chunk.trained, np.bool_), spread(chunk.roles, np.uint8)
+    straddling = spread(chunk.straddling, np.bool_)
     weights = None if chunk.weights is None else spread(chunk.weights, np.float32)
     for place, token in enumerate(prefix):
         ids[offsets[:-1] + place] = token
@@ -193,9 +196,8 @@ def framed(chunk: Chunk, prefix: Sequence[int], suffix: Sequence[int], eos: int 
         if weights is not None:
             weights[ends] = 1
     answers = np.where(chunk.answers == NO_ANSWER, NO_ANSWER, chunk.answers + num_before).astype(np.int32)
-    return without_first(
-        replace(chunk, ids=ids, trained=trained, weights=weights, roles=roles, offsets=offsets, answers=answers)
-    )
+    framed = Chunk(ids, trained, weights, roles, offsets, answers, straddling, np.diff(offsets).astype(np.int32))
+    return without_first(framed)
 
 
 def _last_ids(chunk: Chunk) -> list[int]:
@@ -221,7 +223,8 @@ def of_tokens(rows: Sequence[TokensRow], loss: Loss) -> Chunk:
             part &= np.array(row.assistant_masks, dtype=bool)
     roles = np.full(len(ids), ROLE_CODES["tokens"], dtype=np.uint8)
     answers = np.full((len(rows), 2), NO_ANSWER, dtype=np.int32)
-    return without_first(Chunk(ids, trained, None, roles, offsets, answers, np.zeros(len(rows), dtype=np.int32)))
+    whole = np.diff(offsets).astype(np.int32)
+    return without_first(Chunk(ids, trained, None, roles, offsets, answers, np.zeros(len(ids), dtype=bool), whole))
 
 
 def truncate(chunk: Chunk, max_length: int, mode: TruncationMode) -> Chunk:
@@ -244,6 +247,7 @@ def truncate(chunk: Chunk, max_length: int, mode: TruncationMode) -> Chunk:
         trained=chunk.trained[keep],
         weights=None if chunk.weights is None else chunk.weights[keep],
         roles=chunk.roles[keep],
+        straddling=chunk.straddling[keep],
         offsets=offsets,
         answers=answers,
     )
@@ -264,5 +268,6 @@ def select(chunk: Chunk, rows: NDArray[np.bool_]) -> Chunk:
         chunk.roles[tokens],
         offsets,
         chunk.answers[rows],
-        chunk.straddling[rows],
+        chunk.straddling[tokens],
+        chunk.whole[rows],
     )

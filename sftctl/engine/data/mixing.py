@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sftctl.engine.data.plan import permutation
 from sftctl.engine.data.sources import Source
 from sftctl.errors import DataError, Problem
 
@@ -102,10 +103,9 @@ def interleave(counts: Sequence[int], weights: Sequence[float], *, seed: int, st
 
 
 def held_out(num_rows: int, size: int, *, seed: int) -> NDArray[np.bool_]:
-    """Which rows are held out: `size` of them, those with the smallest random words."""
-    words = np.random.PCG64(np.random.SeedSequence([seed, _SPLIT_STREAM])).random_raw(num_rows)
+    """Which rows are held out: `size` of them, drawn by the seed alone."""
     out = np.zeros(num_rows, dtype=bool)
-    out[np.argsort(words, kind="stable")[:size]] = True
+    out[permutation(num_rows, seed, _SPLIT_STREAM)[:size]] = True
     return out
 
 

@@ -64,6 +64,7 @@ class Pipeline:
         self._row_type: type[Row] | None = None
         self._notes: tuple[str, ...] = ()
         self._stop_tokens: tuple[str, ...] = ()
+        self._stop_ids: list[int] = []
         self._tally = Tally(())
         self._num_read = self._truncated = self._tokens_cut = self._trained_cut = 0
 
@@ -112,7 +113,8 @@ class Pipeline:
         self._notes = notes(reading, row, template is not None, template is not None and template.uses_clock)
         self._stop_tokens = self._kit.stop_tokens(isinstance(row, ChatRow))
         ids = [self._kit.encoder.backend.token_to_id(token) for token in self._stop_tokens]
-        self._tally = Tally([index for index in ids if index is not None])
+        self._stop_ids = [index for index in ids if index is not None]
+        self._tally = Tally(self._stop_ids)
 
     def _run_all(self, first: list[Numbered], rest: Iterator[list[Numbered]]) -> None:
         for made in self._in_processes(first, rest) if (self._num_proc or 1) > 1 else self._in_threads(first, rest):
@@ -208,6 +210,7 @@ class Pipeline:
             "ledger": ledger.as_data(),
             "tally": self._tally.as_data(),
             "stop_tokens": list(self._stop_tokens),
+            "stop_token_ids": self._stop_ids,
             "notes": list(self._notes),
         }
 

@@ -28,7 +28,7 @@ from sftctl.engine.data.pipeline import Pipeline
 from sftctl.engine.data.proof import MaskProof, prove
 from sftctl.engine.data.rendering import Loss
 from sftctl.engine.data.sources import Source, open_source
-from sftctl.engine.data.store import Store, Writer
+from sftctl.engine.data.store import TRAINED, Store, Writer
 from sftctl.engine.data.tokens import Tokenizer
 from sftctl.engine.data.worker import Kit, Settings
 from sftctl.errors import DataError, Problem
@@ -61,7 +61,17 @@ class Prepared:
     @cached_property
     def num_trained(self) -> NDArray[np.int32]:
         """int32 [N], targets of each sample."""
-        return self._per_sample([np.diff(_running_sum(store.trained)[store.starts]) for store in self.stores])
+        return self._per_sample([np.diff(_running_sum(store.flags & TRAINED)[store.starts]) for store in self.stores])
+
+    @cached_property
+    def whole_lengths(self) -> NDArray[np.int32]:
+        """int32 [N], tokens of each sample before truncation."""
+        return self._per_sample([store.whole for store in self.stores])
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer in these rows: the EOS token, and what the chat template ends a turn with."""
+        return tuple(dict.fromkeys(index for store in self.stores for index in store.meta["stop_token_ids"]))
 
     def _per_sample(self, columns: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
         values = np.empty(len(self), dtype=np.int32)
@@ -75,8 +85,30 @@ class Prepared:
         store, row = self.stores[self.source_of[index]], self.row_of[index]
         part = slice(store.starts[row], store.starts[row + 1])
         ids = np.asarray(store.ids[part])
-        labels = np.where(store.trained[part].astype(bool), ids, np.int32(IGNORE_INDEX))
+        labels = np.where(store.flags[part] & TRAINED, ids, np.int32(IGNORE_INDEX))
         return Sample(ids, labels, None if store.weights is None else np.asarray(store.weights[part]))
+
+    def gather(self, sample: NDArray[np.int32], start: NDArray[np.int32], length: NDArray[np.int32]) -> Sample:
+        """Pieces `sample[d][start[d] : start[d] + length[d]]`, one after the other, as one Sample.
+
+        Starts 4 and 0, lengths 2 and 3 of samples that begin at 10 and 50: places 14 15 50 51 52.
+        """
+        begins = np.cumsum(length, dtype=np.int64) - length
+        size = int(length.sum())
+        ids, flags = np.empty(size, np.int32), np.empty(size, np.uint8)
+        weights = np.ones(size, np.float32) if any(store.weights is not None for store in self.stores) else None
+        for number, store in enumerate(self.stores):
+            mine = self.source_of[sample] == number
+            if not mine.any():
+                continue
+            counts = length[mine]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            place = within + np.repeat(store.starts[self.row_of[sample[mine]]] + start[mine], counts)
+            target = within + np.repeat(begins[mine], counts)
+            ids[target], flags[target] = store.ids[place], store.flags[place]
+            if weights is not None and store.weights is not None:
+                weights[target] = store.weights[place]
+        return Sample(ids, np.where(flags & TRAINED, ids, np.int32(IGNORE_INDEX)), weights)
 
     def select(self, indices: NDArray[np.int64]) -> Prepared:
         """These samples, in this order. The ledger and the proof stay those of the whole."""

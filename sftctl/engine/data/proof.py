@@ -19,7 +19,7 @@ import numpy as np
 from sftctl.engine.data.labels import Chunk
 from sftctl.engine.data.ledger import SourceLedger
 from sftctl.engine.data.rendering import ROLES
-from sftctl.engine.data.store import Store
+from sftctl.engine.data.store import TRAINED, Store
 from sftctl.engine.data.tokens import Tokenizer
 from sftctl.errors import Origin, Problem
 
@@ -175,7 +175,7 @@ def example(store: Store, index: int, tokenizer: Tokenizer) -> Example:
     start = int(store.starts[index])
     end = min(int(store.starts[index + 1]), start + EXAMPLE_TOKENS)
     ids = store.ids[start:end].tolist()
-    trained = store.trained[start:end].astype(bool).tolist()
+    trained = (store.flags[start:end] & TRAINED).astype(bool).tolist()
     weights = store.weights[start:end].tolist() if store.weights is not None else [1.0] * len(ids)
     pieces = []
     for (is_trained, weight), group in groupby(

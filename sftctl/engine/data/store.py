@@ -5,9 +5,10 @@
 | array | dtype | shape |
 |---|---|---|
 | ids | int32 | tokens |
-| trained | uint8 | tokens |
+| flags | uint8 | tokens: TRAINED, STRADDLES |
 | weights | float32 | tokens; only where some weight is not 1 |
 | lengths | int32 | rows |
+| whole | int32 | rows: their lengths before any cut |
 | answers | int32 | rows, 2 |
 | rows | int64 | rows: the row's number in its source, from 1 |
 
@@ -36,13 +37,15 @@ from sftctl.engine.data.ledger import DROPPED, Dropped, DroppedBook, DroppedFile
 
 DTYPES: dict[str, Any] = {
     "ids": np.int32,
-    "trained": np.uint8,
+    "flags": np.uint8,
     "weights": np.float32,
     "lengths": np.int32,
+    "whole": np.int32,
     "answers": np.int32,
     "rows": np.int64,
 }
 INDEX = "index.json"
+TRAINED, STRADDLES = 1, 2
 NOTHING = hashlib.blake2b(digest_size=DIGEST_BYTES).hexdigest()
 
 
@@ -51,9 +54,10 @@ class Store:
     """The rows of one source, by position. `meta` is what the tally said: plain data."""
 
     ids: NDArray[np.int32]
-    trained: NDArray[np.uint8]
+    flags: NDArray[np.uint8]
     weights: NDArray[np.float32] | None
     lengths: NDArray[np.int32]
+    whole: NDArray[np.int32]
     answers: NDArray[np.int32]
     rows: NDArray[np.int64]
     fingerprint: str
@@ -68,6 +72,11 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def trained(self) -> NDArray[np.bool_]:
+        """Which tokens train, of all rows: reads the whole array."""
+        return (self.flags & TRAINED).astype(bool)
 
 
 class Writer:
@@ -88,10 +97,11 @@ class Writer:
             self._weighted = True
             self._put_ones(self._num_tokens)
         self._put("ids", chunk.ids)
-        self._put("trained", chunk.trained)
+        self._put("flags", chunk.trained * np.uint8(TRAINED) + chunk.straddling * np.uint8(STRADDLES))
         if self._weighted:
             self._put("weights", np.ones(len(chunk.ids), np.float32) if chunk.weights is None else chunk.weights)
         self._put("lengths", chunk.lengths)
+        self._put("whole", chunk.whole)
         self._put("answers", chunk.answers)
         self._put("rows", rows)
         self._num_tokens += len(chunk.ids)
@@ -156,9 +166,10 @@ def _store(
 ) -> Store:
     store = Store(
         ids=arrays["ids"],
-        trained=arrays["trained"],
+        flags=arrays["flags"],
         weights=arrays.get("weights"),
         lengths=arrays["lengths"],
+        whole=arrays["whole"],
         answers=arrays["answers"].reshape(-1, 2),
         rows=arrays["rows"],
         fingerprint=fingerprint,
@@ -166,7 +177,7 @@ def _store(
         dropped=dropped,
     )
     num_rows, num_tokens = len(store), int(store.starts[-1])
-    sizes = (len(store.ids), len(store.trained), len(store.answers), len(store.rows))
+    sizes = (len(store.ids), len(store.flags), len(store.answers), len(store.rows))
     if sizes != (num_tokens, num_tokens, num_rows, num_rows) or (
         store.weights is not None and len(store.weights) != num_tokens
     ):

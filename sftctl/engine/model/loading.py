@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.utils import logging as transformers_logging
 
 from sftctl.engine.model.architecture import NAME, build_config, hub_problem, locate, refuse_small_vocabulary
-from sftctl.engine.model.attention import choose_implementation, set_implementation
+from sftctl.engine.model.attention import looks_ahead, resolve_implementation, set_implementation
 from sftctl.engine.model.hub import cache_only, is_local
 from sftctl.errors import ModelError, Problem
 
@@ -58,11 +58,13 @@ def load_model(
     token_ids: Mapping[str, int | None] | None = None,
     seed: int = 42,
     device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The model, in training mode, on `device`, with the attention implementation that was resolved for it.
 
     `vocab_size` (ids the tokenizer can give) and `token_ids` (bos_token_id, eos_token_id, pad_token_id) are the
-    tokenizer's. Raises ModelError for everything that a user can mend.
+    tokenizer's; `compute_dtype` is what the model will compute in, where that is not its own dtype.
+    Raises ModelError for everything that a user can mend.
     """
     device = torch.device(device)
     config = _config(
@@ -85,7 +87,9 @@ def load_model(
         if resized is not None:
             _resize(model, resized, seed=seed)
         model = model.to(device)
-        set_implementation(model, choose_implementation(attn_implementation, model, device=device))
+        kind = compute_dtype or model.dtype
+        set_implementation(model, resolve_implementation(attn_implementation, model=model, device=device, dtype=kind))
+        _refuse_encoder(model)
     _carry_stop_tokens(model, token_ids or {})
     return model.train()
 
@@ -279,6 +283,13 @@ def _resize(model: PreTrainedModel, rows: int, *, seed: int) -> None:
     refuse_small_vocabulary(model.config, rows, resizable=True)
 
 
+def _refuse_encoder(model: PreTrainedModel) -> None:
+    """BERT and its kin are causal only when told to be decoders; their config says so, GPT-NeoX's says so wrongly."""
+    if getattr(model.config, "is_decoder", None) is False and looks_ahead(model):
+        message = f"a {model.config.model_type} model sees later tokens: it would learn to copy them"
+        raise ModelError(Problem("model.architecture.is_decoder", message, help="set it to true, or use another model"))
+
+
 def _carry_stop_tokens(model: PreTrainedModel, token_ids: Mapping[str, int | None]) -> None:
     """The generation config that `final/` will hold stops at the tokenizer's end too, and keeps what it had."""
     if model.generation_config is None:
@@ -300,7 +311,7 @@ def _carry_stop_tokens(model: PreTrainedModel, token_ids: Mapping[str, int | Non
 def _build_errors() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, ImportError) as error:
         message = f"the architecture cannot be built: {_first_line(error)}"
         raise ModelError(Problem("model.architecture", message, help="check its sizes against a known model")) from None
 

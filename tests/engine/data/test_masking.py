@@ -52,7 +52,7 @@ def assistant(content: str, **more: Any) -> dict[str, Any]:
 def trained_text(store: Store, kit: Any, row: int = 0) -> list[str]:
     """The runs of trained tokens of a row, as text."""
     start, end = store.starts[row], store.starts[row + 1]
-    ids, trained = store.ids[start:end], store.trained[start:end].astype(bool)
+    ids, trained = store.ids[start:end], store.trained[start:end]
     edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]])))
     return [kit.tokenizer.decode(ids[low:high].tolist()) for low, high in edges.reshape(-1, 2)]
 
@@ -62,7 +62,7 @@ def trained_places(store: Store, kit: Any, row: dict[str, Any]) -> list[str]:
     text = kit.tokenizer.apply_chat_template(row["messages"], tokenize=False)
     places = kit.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     covered = np.zeros(len(text) + 2, dtype=bool)
-    for (start, end), trained in zip(places, store.trained.astype(bool).tolist(), strict=True):
+    for (start, end), trained in zip(places, store.trained.tolist(), strict=True):
         covered[start + 1 : end + 1] |= trained
     for place, letter in enumerate(text, start=1):  # some tokenizers leave spaces out of every place
         covered[place] |= letter == " " and covered[place - 1]
@@ -283,7 +283,7 @@ def test_assistants_train_and_nobody_else(make_store: Any, kits: Any, name: str,
 
 def _trained_stops(store: Store, kit: Any, name: str) -> int:
     stops = {kit.tokenizer.convert_tokens_to_ids(token) for token in STOPS.get(name, ("<|im_end|>",))}
-    return int((np.isin(store.ids, list(stops)) & store.trained.astype(bool)).sum())
+    return int((np.isin(store.ids, list(stops)) & store.trained).sum())
 
 
 @given(data=st.data())
@@ -341,7 +341,7 @@ def test_a_message_s_weight_is_the_weight_of_its_tokens(make_store: Any, kits: A
     store = make_store([{"messages": talk}, {"messages": TALK}], kit, assistant_only_loss=True)
     assert store.weights is not None
     first = slice(0, store.lengths[0])
-    trained = store.trained[first].astype(bool)
+    trained = store.trained[first]
     assert store.weights[first][trained].tolist() == [0.25, 0.25, 1, 1]
     assert trained_text(store, kit) == ["b<|im_end|>", "f<|im_end|>"]
     assert not store.weights[first][~trained].any()

@@ -1,0 +1,95 @@
+"""Whole runs through the command line, on a model and data small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sftctl.cli.app import main
+
+ROWS = 24
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sums as prompt and completion, of lengths that differ, so that padding and packing have work to do."""
+    draw = random.Random(7)
+    path = tmp_path_factory.mktemp("rows") / "sums.jsonl"
+    lines = []
+    for _ in range(ROWS):
+        terms = [draw.randrange(100) for _ in range(draw.randrange(1, 9))]
+        row = {"prompt": " + ".join(map(str, terms)) + " = ", "completion": str(sum(terms))}
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Path:
+    """Every step takes all rows: 24 rows a step, whatever they are cut into."""
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(
+        f"""
+[model]
+init = "random"
+tokenizer = "bytes"
+
+[model.architecture]
+model_type = "llama"
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+max_position_embeddings = 128
+
+[[data.datasets]]
+path = "{rows}"
+
+[sft]
+max_length = 64
+
+[optim]
+learning_rate = 3e-3
+
+[train]
+max_steps = 20
+per_device_train_batch_size = {ROWS}
+precision = "fp32"
+gradient_checkpointing = false
+
+[checkpoint]
+save_final = false
+async_save = false
+
+[log]
+logging_steps = 1
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _trainer(config: Path, folder: Path) -> Callable[..., Path]:
+    def run(*options: str, name: str = "run", code: int = 0) -> Path:
+        words = ["train", str(config), "--output-dir", str(folder), "--run-name", name, *options]
+        assert main(words) == code
+        return folder / name
+
+    return run
+
+
+@pytest.fixture
+def train(config: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`sftctl train tiny.toml OPTIONS`, in this process; gives the run directory."""
+    return _trainer(config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def train_module(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The same, for runs that several tests look at."""
+    return _trainer(config, tmp_path_factory.mktemp("runs"))
