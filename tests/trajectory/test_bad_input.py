@@ -1,0 +1,166 @@
+"""What a user can get wrong on the way to a run: one clear message, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sftctl.cli.app import main
+
+Row = dict[str, object]
+GOOD: Row = {"prompt": "2 + 2 = ", "completion": "4"}
+
+
+@pytest.fixture
+def attempt(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """`sftctl train` with options, refused: gives the report, having looked that nothing was left behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str, code: int = 2) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        assert main(["train", str(config), *options]) == code
+        report = capsys.readouterr().err
+        assert report.startswith("error: ")
+        assert "Traceback" not in report
+        assert sorted(tmp_path.rglob("*")) == before
+        return report
+
+    return run
+
+
+def rows_file(folder: Path, *lines: Row | str, name: str = "rows.jsonl") -> str:
+    path = folder / name
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
+    return f'data.datasets=[{{path="{path}"}}]'
+
+
+def test_a_missing_configuration_file(attempt: Callable[..., str]) -> None:
+    assert "nowhere.toml" in attempt("nowhere.toml")
+
+
+def test_a_missing_data_file(attempt: Callable[..., str]) -> None:
+    report = attempt("--set", 'data.datasets=[{path="absent.jsonl"}]')
+    assert "data.datasets[0]" in report
+    assert "absent.jsonl" in report
+
+
+def test_a_row_that_is_not_json(attempt: Callable[..., str], tmp_path: Path) -> None:
+    report = attempt("--set", rows_file(tmp_path, GOOD, '{"prompt": "3 + 3'))
+    assert "rows.jsonl:2" in report
+    assert "skip" in report
+
+
+def test_a_bad_row_can_be_left_out(config: Path, tmp_path: Path) -> None:
+    """And is in the ledger, with its line and reason."""
+    rows = rows_file(tmp_path, GOOD, "{", GOOD)
+    words = ["--set", rows, "--on-bad-row=skip", "--max-steps=1", f"--output-dir={tmp_path}", "--run-name=a"]
+    assert main(["train", str(config), *words]) == 0
+    (dropped,) = [json.loads(line) for line in (tmp_path / "a" / "dropped.jsonl").read_text().splitlines()]
+    assert (dropped["line"], dropped["kind"], dropped["split"]) == (2, "bad_row", "train")
+    (source,) = json.loads((tmp_path / "a" / "data.json").read_text())["train"]["sources"]
+    assert (source["rows_read"], source["rows_kept"]) == (3, 2)
+
+
+def test_a_column_that_is_not_there(attempt: Callable[..., str], tmp_path: Path) -> None:
+    report = attempt("--set", rows_file(tmp_path, {"question": "2 + 2", "answer": "4"}))
+    assert "question" in report
+    assert "answer" in report
+
+
+def test_an_empty_source(attempt: Callable[..., str], tmp_path: Path) -> None:
+    assert "empty" in attempt("--set", rows_file(tmp_path))
+
+
+def test_a_source_with_nothing_to_train(attempt: Callable[..., str], tmp_path: Path) -> None:
+    report = attempt("--set", rows_file(tmp_path, {"prompt": "2 + 2 = " * 30, "completion": "4"}))
+    assert "max_length" in report
+
+
+def test_assistant_only_loss_on_rows_without_a_conversation(attempt: Callable[..., str]) -> None:
+    assert "assistant_only_loss" in attempt("--assistant-only-loss")
+
+
+def test_completion_only_loss_on_plain_text(attempt: Callable[..., str], tmp_path: Path) -> None:
+    rows = rows_file(tmp_path, {"text": "just text"})
+    assert "completion_only_loss" in attempt("--set", rows, "--completion-only-loss")
+
+
+def test_mixed_formats(attempt: Callable[..., str], tmp_path: Path) -> None:
+    report = attempt("--set", rows_file(tmp_path, GOOD, {"text": "just text"}))
+    assert "rows.jsonl:2" in report
+
+
+def test_a_model_folder_that_is_not_there(attempt: Callable[..., str]) -> None:
+    assert "./absent" in attempt("--init=pretrained", "--set", "~model.architecture", "--model-name-or-path=./absent")
+
+
+def test_a_model_folder_without_weights(attempt: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    report = attempt("--init=pretrained", "--set", "~model.architecture", f"--model-name-or-path={folder}")
+    assert "weights" in report
+    assert "safetensors" in report
+
+
+def test_a_model_folder_without_a_config(attempt: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    report = attempt("--init=pretrained", "--set", "~model.architecture", f"--model-name-or-path={tmp_path / 'model'}")
+    assert "config.json" in report
+
+
+def test_an_unknown_field_of_the_architecture(attempt: Callable[..., str]) -> None:
+    report = attempt("--set", 'model.architecture={model_type="llama", hiden_size=32}')
+    assert "hiden_size" in report
+    assert "hidden_size" in report
+
+
+def test_an_unknown_model_type(attempt: Callable[..., str]) -> None:
+    assert "llamma" in attempt("--set", 'model.architecture={model_type="llamma"}')
+
+
+def test_an_output_folder_that_is_a_file(attempt: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    report = attempt(f"--output-dir={tmp_path / 'taken'}")
+    assert "taken" in report
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_an_output_folder_where_nothing_can_be_written(attempt: Callable[..., str]) -> None:
+    assert "/proc/nowhere" in attempt("--output-dir=/proc/nowhere")
+
+
+def test_a_run_directory_of_another_run(
+    train: Callable[..., Path], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train("--max-steps=1")
+    kept = (run / "metrics.jsonl").read_bytes()
+    words = [f"--output-dir={tmp_path}", "--run-name=run", "--max-steps=1", "--learning-rate=1e-4"]
+    assert main(["train", str(config), *words]) == 2
+    assert "optim.learning_rate" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == kept
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--output-dir={tmp_path}", "--run-name=a", "--learning-rate=1e30", "--set", "optim.max_grad_norm='none'"]
+    assert main(["train", str(config), *words]) == 1
+    report = capsys.readouterr().err
+    assert "learning_rate" in report
+    assert json.loads((tmp_path / "a" / "state.json").read_text())["phase"] == "failed"
+
+
+def test_a_dry_run_checks_and_leaves_nothing(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), f"--output-dir={tmp_path / 'runs'}", "--dry-run"]) == 0
+    assert "20 steps" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
