@@ -6,6 +6,14 @@ import subprocess
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory):
+    """Prepared data goes to a folder of this session, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def _mount(folder, options):
     folder.mkdir()
     if os.geteuid() != 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -221,7 +222,8 @@ def _store_of(
     opened = open_source(source, where=place, memo_dir=cache_dir)
 
     def make(folder: Path | None) -> Store:
-        return Pipeline(source, opened, settings, kit, Writer(folder), num_proc=num_proc).run()
+        with closing(Writer(folder)) as writer:
+            return Pipeline(source, opened, settings, kit, writer, num_proc=num_proc).run()
 
     if cache_dir is None:
         return make(None), False

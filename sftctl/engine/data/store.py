@@ -108,9 +108,7 @@ class Writer:
 
     def finish(self, meta: Mapping[str, Any]) -> Store:
         """Close, and give back what was written."""
-        for file in self._files.values():
-            file.close()
-        self.dropped.close()
+        self.close()
         names = [name for name in DTYPES if name != "weights" or self._weighted]
         fingerprint = hashlib.blake2b(
             json.dumps([[name, self._hash[name].hexdigest()] for name in names if name != "rows"]).encode(),
@@ -125,6 +123,12 @@ class Writer:
             return read_store(self._folder)
         arrays = {name: _joined(self._parts[name], name) for name in names}
         return _store(arrays, fingerprint, meta, self.dropped.rows())
+
+    def close(self) -> None:
+        """Close the files; also on the way out of a source that is refused."""
+        for file in self._files.values():
+            file.close()
+        self.dropped.close()
 
     def _put(self, name: str, values: NDArray[Any]) -> None:
         array = np.ascontiguousarray(values, dtype=DTYPES[name])
