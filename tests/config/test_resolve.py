@@ -101,7 +101,10 @@ WRONG = {
     "group is a scalar": ("optim = 3\n", "optim"),
     "duplicate key": ("[run]\nseed = 1\nseed = 2\n", "run.toml:3"),
     "tuple length": ("[optim]\nbetas = [0.9]\n", "optim.betas"),
-    "second entry of a list of tables": ('[[data.datasets]]\npath="a"\n[[data.datasets]]\npath="b"\nnmae="c"\n', "nmae"),
+    "second entry of a list of tables": (
+        '[[data.datasets]]\npath="a"\n[[data.datasets]]\npath="b"\nnmae="c"\n',
+        "nmae",
+    ),
 }
 
 

@@ -158,9 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert json.loads((tmp_path / "a" / "state.json").read_text())["phase"] == "failed"
 
 
-def test_a_dry_run_checks_and_leaves_nothing(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_checks_and_leaves_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(config), f"--output-dir={tmp_path / 'runs'}", "--dry-run"]) == 0
     assert "20 steps" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
