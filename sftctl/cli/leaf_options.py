@@ -12,7 +12,10 @@ from sftctl.errors import Origin, Problem
 SUGAR = {
     "--set": ("PATH=VALUE", "Set any key; PATH+=VALUE appends to a list, ~PATH goes back to the default."),
     "--recipe": ("NAME", "A recipe that comes with sftctl; the same as the word recipe:NAME."),
-    "--dataset": ("PATH", "One source to train on: a file, a folder or a Hub id. Again for more."),
+    "--dataset": (
+        "PATH",
+        "A source to train on: file, folder, Hub id, or {path=…, columns={…}}. Again for more.",
+    ),
     "--eval-dataset": ("PATH", "One source to evaluate on."),
 }
 """Options of a command that takes leaves which are no leaf's own."""

@@ -264,3 +264,13 @@ def test_diff_names_the_leaves_that_differ(tmp_path: Path) -> None:
     a = write(tmp_path, "[run]\nseed = 1\n", "a.toml")
     b = write(tmp_path, "[run]\nseed = 2\n[sft]\npacking = true\n", "b.toml")
     assert {each.path for each in compare(str(a), str(b))} == {"run.seed", "sft.packing"}
+
+
+def test_a_data_set_of_the_command_line_is_a_path_or_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = ["a.jsonl", '{path="b.jsonl", columns={user="question"}, limit=3}']
+    options = tuple(Assignment("--dataset", "option", "data.datasets", text) for text in texts)
+    first, second = resolve(options=options).bundle.data.datasets
+    assert (first.path, second.path) == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert (second.columns["user"], second.limit) == ("question", 3)
+    assert "pth" in refused(options=(Assignment("--dataset", "option", "data.datasets", '{pth="b.jsonl"}'),))

@@ -32,6 +32,7 @@ class Assignment(NamedTuple):
     `--no-packing`           Assignment("--no-packing", "option", "sft.packing", "false")
     `--tags a --tags b`      two assignments, one a repetition
     `--dataset rows.jsonl`   Assignment("--dataset", "option", "data.datasets", "rows.jsonl")
+    `--dataset '{path="rows.jsonl", limit=9}'`  the same with other leaves of the entry
     `--set optim.betas=[0.9,0.95]`  Assignment("--set", "set", None, "optim.betas=[0.9,0.95]")
     """
 
@@ -65,7 +66,9 @@ def _option(assignment: Assignment) -> Edit:
         return Edit("set", leaf.path, Item(Text(text), whole, whole))
     shown = f"{spelling} {text}"
     start = len(spelling) + 1
-    if leaf.is_tuple and not (leaf.optional and text == "none"):
+    if leaf.is_entries and text.lstrip().startswith("{"):  # a whole entry, as a TOML table
+        item = Item([texts.read(shown, start, spelling, "set", leaf)], whole, whole)
+    elif leaf.is_tuple and not (leaf.optional and text == "none"):
         item = texts.element(shown, start, len(shown), spelling, "option", leaf)
         item = Item([item], item.origin, item.key)
     else:
