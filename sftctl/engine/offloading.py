@@ -1,12 +1,14 @@
 """Activation offloading: what forward saves for backward waits in host memory.
 
-Saved-tensor hooks around the forward pass copy each large saved tensor to the host and give it back, exactly, when
-backward asks. Gradients are bitwise what they are without. On a machine without CUDA the same hooks copy
-synchronously: it saves nothing there, but every path is tested.
+Saved-tensor hooks around the forward pass copy the storage of each large saved tensor to host memory (pinned, where
+the tensor is on CUDA) and bring it back when backward asks, with its strides and offset. Gradients are bitwise what
+they are without. Copies are synchronous: nothing hides them yet. On a CPU host memory is where tensors are already,
+so it saves nothing there and serves to test the hooks. It has not run on CUDA.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -34,15 +36,27 @@ class ActivationOffloading:
         self._hooks.__exit__(kind, error, at)
         self._hooks = None
 
-    def _pack(self, tensor: Tensor) -> Tensor | tuple[Tensor, torch.Size, tuple[int, ...], int]:
+    def _pack(self, tensor: Tensor) -> Tensor | _Away:
         storage = tensor.untyped_storage()
         if storage.nbytes() < self._min_offload_bytes or storage.data_ptr() in self._excluded:
             return tensor
-        flat = tensor.new_empty(0).set_(storage).clone()
-        return flat, tensor.size(), tensor.stride(), int(tensor.storage_offset())
+        flat = tensor.detach().new_empty(0).set_(storage)
+        host = torch.empty_like(flat, device="cpu", pin_memory=flat.is_cuda).copy_(flat)
+        return _Away(host, tensor.device, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
-    def _unpack(self, packed: Tensor | tuple[Tensor, torch.Size, tuple[int, ...], int]) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        flat, size, stride, offset = packed
-        return flat.clone().as_strided(size, stride, offset)
+    def _unpack(self, packed: Tensor | _Away) -> Tensor:
+        return packed.back() if isinstance(packed, _Away) else packed
+
+
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """A tensor whose whole storage waits in host memory."""
+
+    host: Tensor
+    device: torch.device
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def back(self) -> Tensor:
+        return self.host.to(self.device, copy=True).as_strided(self.size, self.stride, self.offset)

@@ -83,11 +83,11 @@ def collate(
     width = _round_up(max(1, int(tokens_B.max())), pad_to_multiple_of or 1)
     bounds = _boundaries(length, pieces_B, width - tokens_B)
     return Batch(
-        input_ids=_rows(documents.input_ids, tokens_B, width, fill=pad_token_id, dtype=np.int64),
+        input_ids=_rows(documents.input_ids.astype(np.int64), tokens_B, width, fill=pad_token_id),
         position_ids=_positions(bounds).reshape(len(tokens_B), width),
-        labels=_rows(labels, tokens_B, width, fill=IGNORE_INDEX, dtype=np.int64),
+        labels=_rows(labels, tokens_B, width, fill=IGNORE_INDEX),
         cu_seqlens=bounds.astype(np.int32),
-        weights=None if weights is None else _rows(weights, tokens_B, width, fill=0.0, dtype=np.float32),
+        weights=None if weights is None else _rows(weights, tokens_B, width, fill=0.0),
         num_tokens=len(labels),
         num_supervised=int(np.count_nonzero(labels != IGNORE_INDEX)),
         samples=tuple(dict.fromkeys(sample.tolist())),
@@ -110,13 +110,13 @@ def gather(samples: Samples, sample: NDArray[np.int32], start: NDArray[np.int32]
 
 def shift(
     labels: NDArray[np.int32], weights: NDArray[np.float32] | None, ends: Integers
-) -> tuple[NDArray[np.int32], NDArray[np.float32] | None]:
+) -> tuple[Integers, NDArray[np.float32] | None]:
     """Each position's target and its weight, for documents that end before `ends`; the last of each has none.
 
     Labels a0 a1 a2 b0 b1 with ends 3 5 become a1 a2 - b1 -: neither a0 nor b0 is anyone's target. Weight 0 where
     there is no target.
     """
-    targets = np.full_like(labels, IGNORE_INDEX)
+    targets = np.empty(len(labels), dtype=np.int64)
     targets[:-1] = labels[1:]
     targets[ends - 1] = IGNORE_INDEX
     if weights is None:
@@ -147,16 +147,16 @@ def _boundaries(length: NDArray[np.int32], pieces_B: Integers, padding_B: Intege
 
 def _positions(bounds: Integers) -> Integers:
     """Positions from 0 in each document: boundaries 0 3 5 give 0 1 2 0 1."""
-    return np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))
+    positions = np.arange(bounds[-1])
+    positions -= np.repeat(bounds[:-1], np.diff(bounds))
+    return positions
 
 
-def _rows(
-    values: NDArray[Any], tokens_B: Integers, width: int, *, fill: float, dtype: type[np.generic]
-) -> NDArray[Any]:
+def _rows(values: NDArray[Any], tokens_B: Integers, width: int, *, fill: float) -> NDArray[Any]:
     """S values as B rows of `width`, each filled up at its end."""
     if int(tokens_B.min()) == width:
-        return values.astype(dtype).reshape(len(tokens_B), width)
-    rows = np.full((len(tokens_B), width), fill, dtype=dtype)
+        return values.reshape(len(tokens_B), width)
+    rows = np.full((len(tokens_B), width), fill, dtype=values.dtype)
     rows[np.arange(width) < tokens_B[:, None]] = values
     return rows
 
