@@ -10,8 +10,9 @@ which other work on the machine disturbs less. Imports are not timed.
 
 - assignment: lengths to bins. For the peer this is `trl.data_utils.pack_dataset` on a column of empty (null) tokens,
   so that it moves nothing: its own algorithm and its own `map`, per 1,000 rows as it always is.
-- batches: the same with int32 tokens and labels in memory, then every batch of an epoch. Ours: `pack`, `EpochPlan`,
-  `collate`. Peer: `pack_dataset`, then its padding-free collator in a torch DataLoader.
+- rows: the peer's `pack_dataset` on int32 tokens and labels in memory, which copies them into packed rows and stops
+  there; ours goes on to every batch of an epoch: `pack`, `EpochPlan`, `collate`.
+- batches: the peer goes on too, with its padding-free collator in a torch DataLoader.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,6 @@ def ours_batches(task: Task) -> Measured:
 
 def peer_assignment(task: Task) -> Measured:
     import pyarrow as pa
-    import pyarrow.compute as pc
     from datasets import Dataset
     from trl.data_utils import pack_dataset
 
@@ -133,22 +133,24 @@ def peer_assignment(task: Task) -> Measured:
     dataset = Dataset(pa.table({"input_ids": tokens}))
     clock = Clock()
     packed = pack_dataset(dataset, task.max_length, task.strategy)
-    measured = clock.measured(len(packed), 0)
-    return replace(measured, num_tokens=pc.sum(pc.list_value_length(packed.data["input_ids"])).as_py())
+    return clock.measured(len(packed), _peer_tokens(packed))
+
+
+def peer_rows(task: Task) -> Measured:
+    from trl.data_utils import pack_dataset
+
+    dataset = _peer_dataset(task)
+    clock = Clock()
+    packed = pack_dataset(dataset, task.max_length, task.strategy)
+    return clock.measured(len(packed), _peer_tokens(packed))
 
 
 def peer_batches(task: Task) -> Measured:
-    import pyarrow as pa
-    from datasets import Dataset
     from torch.utils.data import DataLoader
     from trl.data_utils import pack_dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    lengths = task.lengths()
-    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
-    flat = Flat(lengths)
-    columns = {"input_ids": flat.input_ids, "labels": flat.labels}
-    dataset = Dataset(pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in columns.items()}))
+    dataset = _peer_dataset(task)
     collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     clock = Clock()
     packed = pack_dataset(dataset, task.max_length, task.strategy)
@@ -158,9 +160,27 @@ def peer_batches(task: Task) -> Measured:
     return clock.measured(len(packed), num_tokens)
 
 
+def _peer_dataset(task: Task) -> Any:
+    """The same tokens and labels as `Flat`, as two columns of lists."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    lengths = task.lengths()
+    flat = Flat(lengths)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
+    columns = {"input_ids": flat.input_ids, "labels": flat.labels}
+    return Dataset(pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in columns.items()}))
+
+
+def _peer_tokens(packed: Any) -> int:
+    import pyarrow.compute as pc
+
+    return int(pc.sum(pc.list_value_length(packed.data["input_ids"])).as_py())
+
+
 SIDES: dict[str, dict[str, Callable[[Task], Measured]]] = {
-    "ours": {"assignment": ours_assignment, "batches": ours_batches},
-    "peer": {"assignment": peer_assignment, "batches": peer_batches},
+    "ours": {"assignment": ours_assignment, "rows": ours_batches, "batches": ours_batches},
+    "peer": {"assignment": peer_assignment, "rows": peer_rows, "batches": peer_batches},
 }
 
 
@@ -211,15 +231,15 @@ def sides(peer: str | None) -> Iterator[dict[str, Side]]:
 
 
 def tasks(rows: int, batch_rows: int) -> list[Task]:
-    assignment = [Task("assignment", s, m, rows) for s in STRATEGIES for m in MAX_LENGTHS]
-    return assignment + [Task("batches", s, m, batch_rows) for s in STRATEGIES for m in MAX_LENGTHS]
+    kinds = {"assignment": rows, "rows": batch_rows, "batches": batch_rows}
+    return [Task(kind, s, m, count) for kind, count in kinds.items() for s in STRATEGIES for m in MAX_LENGTHS]
 
 
 def run(todo: list[Task], *, peer: str | None, rounds: int) -> list[dict[str, Any]]:
     """A record for each task and side: medians over the rounds, after one small task to warm up."""
     results: dict[tuple[Task, str], list[Measured]] = {}
     with sides(peer) as running:
-        for kind in ("assignment", "batches"):
+        for kind in SIDES["ours"]:
             for side in running.values():
                 side.measure(Task(kind, "bfd", 1024, 500))
         for _ in range(rounds):

@@ -225,4 +225,4 @@ def _help_for_nothing(proof: SourceProof) -> str:
     if proof.rows_dropped:
         kind, count = next(iter(proof.rows_dropped.items()))
         return f"{count} rows were left out as {kind}"
-    return "look at rows with `sftctl data preview`"
+    return "see which of its columns or roles hold the answers"
