@@ -124,7 +124,7 @@ _TRAINING: dict[str, Field] = {
     **_no("TrainingArguments", "torch_compile_backend torch_compile_mode", "blocks compile with torch's defaults"),
     **_no("TrainingArguments", "use_cache", "a cache of keys and values breaks isolation in training: always off"),
     **_no("TrainingArguments", "torch_empty_cache_steps", "buffers are reused; there is nothing to empty"),
-    **_no("TrainingArguments", "auto_find_batch_size", "a memory plan before loading says what fits: sftctl plan"),
+    **_no("TrainingArguments", "auto_find_batch_size", "set the batch size that fits"),
     **_no("TrainingArguments", "logging_first_step", "log.logging_steps says which steps are logged"),
     **_no(
         "TrainingArguments",

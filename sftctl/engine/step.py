@@ -132,6 +132,6 @@ class TrainStep:
                 "",
                 f"{what}; the weights were not changed by this step (prepared rows {shown})",
                 help='lower optim.learning_rate or add optim.warmup_steps; with bf16, try train.precision = "fp32"; '
-                "look at these rows with 'sftctl data preview'",
+                "if it comes back at the same step, look at these rows",
             )
         )

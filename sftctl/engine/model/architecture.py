@@ -144,7 +144,7 @@ def locate(name_or_path: str) -> str:
         adapter = (folder / "adapter_config.json").is_file()
         message = f"{name_or_path} has no config.json" + (": it holds an adapter, not a model" if adapter else "")
         help = (
-            "merge it first with 'sftctl export --merge', or name its base model"
+            "merge it first with peft's merge_and_unload, or name its base model"
             if adapter
             else "give a folder in Hugging Face format: config.json, model.safetensors, and the tokenizer's files"
         )
