@@ -134,7 +134,7 @@ def _list_help(value: Any, leaf: Leaf | None, origin: Origin) -> str | None:
         return (
             f"write [[{leaf.path}]] for each entry" if origin.name.endswith(".toml") else "begin each entry with '- '"
         )
-    if isinstance(value, (dict, list)):
+    if not isinstance(value, (str, int, float)):
         return None
     if leaf is not None and leaf.is_entries:
         return f'write [{{path = "{value}"}}]' if not _is_yaml(origin) else f"write - path: {value}"

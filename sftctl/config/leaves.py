@@ -220,6 +220,12 @@ def _choices(base: Any) -> tuple[Any, ...]:
     return typing.get_args(base) if typing.get_origin(base) is Literal else ()
 
 
+def with_article(leaf: Leaf) -> str:
+    """The type in a sentence: `a number`, `a list of text`, `text`."""
+    text = leaf.type_text
+    return f"a {text}" if text.startswith(("number", "whole", "list", "table")) else text
+
+
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}
 
 

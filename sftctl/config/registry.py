@@ -84,7 +84,7 @@ def load(module: str, origin: Origin | None = None) -> list[Problem]:
         return [Problem("plugins", f"{module} cannot be imported: {error}", origin)]
     except Exception as error:  # other people's code may raise anything
         message = f"{module} cannot be imported: {type(error).__name__}: {error}"
-        return [Problem("plugins", message, origin, "it fails by itself too: python -c 'import ...'")]
+        return [Problem("plugins", message, origin, f"python -c 'import {module}' shows the whole of it")]
     finally:
         _loading.pop()
     return []

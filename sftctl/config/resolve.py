@@ -85,16 +85,19 @@ def resolve(
     stack.append(option_source.read(options))
     if overrides:
         stack.append(override_source.read(overrides, caller))
-    return resolve_layers(stack, problems)
+    return resolve_layers(stack, problems, order=[document.name for document in documents])
 
 
-def resolve_layers(stack: Sequence[Layer], problems: Sequence[Problem] = ()) -> Resolved:
-    """One bundle out of layers, the last with the most say. Raises ConfigError with their problems and more."""
+def resolve_layers(stack: Sequence[Layer], problems: Sequence[Problem] = (), order: Sequence[str] = ()) -> Resolved:
+    """One bundle out of layers, the last with the most say. Raises ConfigError with their problems and more.
+
+    `order` are the names of the files, in which their problems are reported.
+    """
     sayings, found = layers.merge(stack)
-    return _build(sayings, [*problems, *found])
+    return _build(sayings, [*problems, *found], order)
 
 
-def _build(sayings: Sayings, problems: list[Problem]) -> Resolved:
+def _build(sayings: Sayings, problems: list[Problem], order: Sequence[str]) -> Resolved:
     """Structure, rules, nodes; all problems at once where there are any."""
     converter = convert.Converter()
     root = layers.tree(sayings)
@@ -108,13 +111,13 @@ def _build(sayings: Sayings, problems: list[Problem]) -> Resolved:
     items = {path: said[-1].item for path, said in sayings.items() if said[-1].item is not None}
     ranks = {path: said[-1].rank for path, said in sayings.items()}
     if bundle is None:
-        raise ConfigError(*_sorted(problems))
+        raise ConfigError(*_sorted(problems, order))
     facts = rules.Facts(bundle, items, ranks)
     errors, notes = rules.check(facts)
     problems += errors
     problems += availability.refuse(facts.value, facts.origin)
     if problems:
-        raise ConfigError(*_sorted(problems))
+        raise ConfigError(*_sorted(problems, order))
     notes += registry.load_installed()
     return Resolved(bundle, _nodes(bundle, sayings, shadowed), tuple(notes), facts)
 
@@ -200,9 +203,9 @@ def _with(bundle: Bundle, leaf: Leaf, value: Any) -> Bundle:
 _ORDER = {"recipe": 0, "file": 0, "env": 1, "option": 2, "set": 2, "python": 3}
 
 
-def _sorted(problems: Sequence[Problem]) -> list[Problem]:
+def _sorted(problems: Sequence[Problem], order: Sequence[str]) -> list[Problem]:
     """By source: files in the order they were read, environment, options, Python; then by line and column."""
-    names = list(dict.fromkeys(each.origin.name for each in problems if each.origin is not None))
+    names = list(dict.fromkeys([*order, *(each.origin.name for each in problems if each.origin is not None)]))
 
     def key(problem: Problem) -> tuple[int, int, int, int]:
         origin = problem.origin

@@ -22,7 +22,7 @@ from sftctl.config.leaves import Group, Leaf, groups, show_choice
 from sftctl.config.resolve import resolve, value_of
 from sftctl.config.schema import Bundle
 from sftctl.config.show import changed_paths, plain_value
-from sftctl.config.values import show_key, show_value
+from sftctl.config.values import quoted, show_key, show_value
 from sftctl.errors import ConfigError, Problem
 
 Format = Literal["toml", "yaml"]
@@ -128,7 +128,7 @@ def _comment(text: str, indent: str) -> Iterator[str]:
 
 def _assign(name: str, value: Any, format: Format) -> str:
     if format == "yaml":
-        key = name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else json.dumps(name, ensure_ascii=False)
+        key = name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else quoted(name)
         return f"{key}: {_flow(value)}"
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
         return f"{show_key(name)} = [{', '.join(show_value(each) for each in value)}]"
@@ -152,8 +152,14 @@ def _flow(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_flow(each) for each in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{json.dumps(key)}: {_flow(each)}' for key, each in value.items())}}}"
-    return show_choice(value) if isinstance(value, bool) else json.dumps(value, ensure_ascii=True)
+        return f"{{{', '.join(f'{quoted(key)}: {_flow(each)}' for key, each in value.items())}}}"
+    return (
+        show_choice(value)
+        if isinstance(value, bool)
+        else quoted(value)
+        if isinstance(value, str)
+        else json.dumps(value)
+    )
 
 
 def _shortened(value: Any, leaf: Leaf, folder: str | None) -> Any:

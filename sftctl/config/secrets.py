@@ -60,7 +60,19 @@ def hide(item: Item, path: Sequence[str | int] = ()) -> Item:
 def guess(problem: Problem) -> Problem:
     """A syntax error's problem, whatever on its lines looks like a secret masked: there is no tree to go by."""
     origin = None if problem.origin is None else _guess(problem.origin)
-    return dataclasses.replace(problem, origin=origin, related=tuple(_guess(each) for each in problem.related))
+    help = problem.help
+    for word in _words(problem.origin, origin):
+        help = help.replace(word, MASK) if help else None
+    related = tuple(_guess(each) for each in problem.related)
+    return dataclasses.replace(problem, origin=origin, help=help, related=related)
+
+
+def _words(before: Origin | None, after: Origin | None) -> list[str]:
+    """The words that masking took from a line, which a hint may have quoted."""
+    if before is None or after is None or before.text is None or after.text is None or before.text == after.text:
+        return []
+    hidden = before.text[len(after.text.removesuffix(MASK)) :]
+    return [word.strip("\"'") for word in hidden.split() if len(word) > 2]
 
 
 def _secret_origins(item: Item, path: tuple[str | int, ...]) -> Iterable[Origin]:

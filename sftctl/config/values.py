@@ -23,13 +23,22 @@ def show_value(value: Any) -> str:
         value = entry(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{show_key(key)} = {show_value(each)}" for key, each in value.items()) + "}"
-    return json.dumps(str(value), ensure_ascii=False)
+    return quoted(str(value))
+
+
+def quoted(text: str) -> str:
+    """A text in double quotes as TOML and YAML both read it; what no screen shows as `\\u0085`, `\\U0010ffff`."""
+    plain = json.dumps(text, ensure_ascii=False)
+    if plain.isprintable():
+        return plain
+    escape = (f"\\u{ord(each):04x}" if ord(each) < 0x10000 else f"\\U{ord(each):08x}" for each in plain)
+    return "".join(each if each.isprintable() else code for each, code in zip(plain, escape, strict=True))
 
 
 def show_key(key: str) -> str:
     """A key of TOML: bare where it may be."""
     bare = key and key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else json.dumps(key, ensure_ascii=False)
+    return key if bare else quoted(key)
 
 
 def entry(value: Any) -> dict[str, Any]:

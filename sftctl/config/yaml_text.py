@@ -30,7 +30,7 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
 def _str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     from sftctl.config.sources.yaml import reads_as_text
 
-    style = None if reads_as_text(value) else '"'
+    style = None if reads_as_text(value) and value.isprintable() else '"'  # U+0085 is a line break of YAML's
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

@@ -71,9 +71,7 @@ def read(name: str, said_by: Origin | None = None) -> Document:
         raise Unreadable(*(secrets.guess(named(each, name)) for each in error.problems)) from None
     if not isinstance(root.value, dict):
         message = "must be a table of groups" + (", got a list" if isinstance(root.value, list) else "")
-        raise Unreadable(
-            Problem("", f"{name}: {message}", root.origin, "write [optim] and below it learning_rate = 2e-5")
-        )
+        raise Unreadable(Problem("", f"{name}: {message}", root.origin, _ROOT_HELP[format_name]))
     folder = os.path.dirname(os.path.abspath(path))
     return Document(name=name, folder=folder, root=secrets.hide(root), format=format_name)
 
@@ -82,6 +80,13 @@ def text_of(name: str) -> str:
     """The text of a file of any kind, for what is imported. Raises Unreadable."""
     _must_be_readable(name, name, None)
     return _decoded(name, name, None)
+
+
+_ROOT_HELP: dict[Format, str] = {
+    "toml": "write [optim] and below it learning_rate = 2e-5",
+    "yaml": "write optim: and below it, indented, learning_rate: 2e-5",
+    "json": 'write {"optim": {"learning_rate": 2e-5}}',
+}
 
 
 class _Collector:

@@ -19,9 +19,12 @@ def read(text: str, name: str, kind: OriginKind = "file") -> Item:
         json.loads(text)
         return _Scanner(text, lines).value()
     except json.JSONDecodeError as error:
-        advice = "remove the comma before it" if "trailing comma" in error.msg.lower() else None
+        before = text[: error.pos + (text[error.pos : error.pos + 1] == ",")].rstrip()
+        if before.endswith(",") and text[len(before) :].lstrip()[:1] in ("}", "]"):  # each Python has its own words
+            comma = lines.origin(len(before) - 1, len(before))
+            raise Unreadable(Problem("", "has a comma with nothing after it", comma, "remove it")) from None
         message = f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
-        raise Unreadable(Problem("", message, lines.at(error.lineno, error.colno), advice)) from None
+        raise Unreadable(Problem("", message, lines.at(error.lineno, error.colno))) from None
     except RecursionError:
         raise Unreadable(Problem("", "is nested too deeply to be a configuration", lines.at(1, 1))) from None
     except ValueError:  # int() of more digits than Python reads

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from sftctl.config import secrets
-from sftctl.config.leaves import ENV, Leaf, find, groups
+from sftctl.config.leaves import ENV, Leaf, find, groups, with_article
 from sftctl.config.shape import localise, target
 from sftctl.config.sources import texts
 from sftctl.config.sources.items import Edit, Item, Layer, Lines, Text, Unreadable
@@ -101,7 +101,9 @@ def _set(assignment: Assignment) -> list[Edit]:
     try:
         item = texts.read(shown, begin + len(left) + 1, assignment.spelling, "set", leaf)
     except Unreadable as error:
-        raise Unreadable(*(dataclasses.replace(each, path=path) for each in error.problems)) from None
+        advice = "text needs quotes, and the shell takes them away: put the whole of PATH=VALUE in single quotes"
+        found = (dataclasses.replace(each, path=path, help=each.help or advice) for each in error.problems)
+        raise Unreadable(*found) from None
     if inner:
         item = item if leaf is None or leaf.value_type is str else texts.bare(item)
     elif leaf is not None:
@@ -114,7 +116,7 @@ def _set(assignment: Assignment) -> list[Edit]:
 def _append(leaf: Leaf | None, path: str, inner: tuple[str, ...], item: Item, origin: Origin) -> Edit:
     """`+=`: for lists; one value is a list of one."""
     if leaf is None or not leaf.is_tuple or inner:
-        what = leaf.type_text if leaf is not None and not inner else "no list"
+        what = with_article(leaf) if leaf is not None and not inner else "no list"
         raise Unreadable(Problem(path, f"+= adds to a list, and this is {what}", origin, "write = instead of +="))
     if not isinstance(item.value, list):
         one = item
@@ -140,7 +142,7 @@ def _target(path: str, origin: Origin) -> tuple[Leaf | None, str, tuple[str, ...
         advice = f"set the whole list, {stem.path}=[...], or add to it, {stem.path}+=[...]"
         raise Unreadable(Problem(path, "one item of a list cannot be set by itself", origin, advice))
     if stem is not None:
-        raise Unreadable(Problem(path, f"{stem.path} is {stem.type_text}, and has no keys", origin))
+        raise Unreadable(Problem(path, f"{stem.path} is {with_article(stem)}, and has no keys", origin))
     raise Unreadable(Problem(path, "there is no such setting", origin, suggest.for_path(path)))
 
 

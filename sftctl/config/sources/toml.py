@@ -183,12 +183,32 @@ def _problem(error: ValueError, lines: Lines) -> Problem:
         origin = lines.at(number, len(lines.line(number)) + 1)
     else:
         origin = lines.at(int(place.group(1)), int(place.group(2)))
+    if (opening := _unclosed(origin, lines)) is not None:
+        return Problem("", "a text that begins here does not end on its line", opening, "close it with the same quote")
     if reason.startswith(("Cannot declare", "Cannot overwrite", "Cannot mutate", "Cannot redefine", "Duplicate")):
-        return _duplicate(reason, origin, lines)
+        return _duplicate(origin, lines)
+    if place.group(1) is None:
+        return Problem("", "ends in the middle of a value", origin, "close the list, table or text that is open")
     return Problem("", f"is not valid TOML: {reason[:1].lower()}{reason[1:]}", origin, _help(origin.text or ""))
 
 
-def _duplicate(reason: str, origin: Origin, lines: Lines) -> Problem:
+_OPEN = re.compile(r"""^[^"'#]*(?:"(?:[^"\\]|\\.)*"[^"'#]*|'[^']*'[^"'#]*)*(["'])""")
+
+
+def _unclosed(origin: Origin, lines: Lines) -> Origin | None:
+    """Where a text opens that its line does not close; only on the line of the complaint and the two before."""
+    assert origin.line is not None
+    for number in range(origin.line, max(0, origin.line - 3), -1):
+        text = lines.line(number)
+        match = _OPEN.match(text)
+        if match is not None and not text.startswith(match.group(1) * 3, match.start(1)):
+            rest = text[match.start(1) + 1 :]
+            if match.group(1) not in rest:
+                return lines.at(number, match.start(1) + 1, len(text) + 1)
+    return None
+
+
+def _duplicate(origin: Origin, lines: Lines) -> Problem:
     """A key or table said twice: mark the second, and name the first."""
     assert origin.line is not None
     text = lines.line(origin.line)
