@@ -20,6 +20,7 @@ import contextlib
 import json
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,13 +127,15 @@ class Checkpointer:
         self._host: dict[str, Tensor] = {}
         self._saved_step: int | None = None
         self._best_step: int | None = None
+        self._published: deque[Path] = deque()
 
     # ------------------------------------------------------------------ saving
 
     def save(self, step: int, *, meta: Mapping[str, Any], is_best: bool = False, wait: bool = False) -> Path:
         """Save the state after `step`. Returns where it will be: at once when asynchronous, unless `wait`.
 
-        `is_best`: keep it until a better one comes. Raises RunError; an error of an earlier save too.
+        `is_best`: keep it until a better one comes. Raises RunError; an error of an earlier save too. What is
+        on the disk, `published` tells.
         """
         self.wait()
         path = step_folder(self.folder, step)
@@ -166,6 +169,10 @@ class Checkpointer:
         """Raise the error of a save that has ended badly; cheap enough for every step."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
+
+    def published(self) -> list[Path]:
+        """The checkpoints of this rank that have become complete since the last call; on the main rank alone."""
+        return [self._published.popleft() for _ in range(len(self._published))]
 
     def wait(self) -> None:
         """Wait for the save in flight, if there is one. Raises its error."""
@@ -249,7 +256,7 @@ class Checkpointer:
         for rank in range(1, self.ranks.world_size):
             files |= await_share(folder, rank)
         write_manifest(folder, Manifest(files, pending.content))
-        publish(self.folder, pending.step)
+        self._published.append(publish(self.folder, pending.step))
         self._prune(pending.step)
 
     def _prune(self, newest: int) -> None:

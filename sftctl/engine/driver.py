@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
 from sftctl.engine.data.proof import MaskProof
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
+from sftctl.engine.faults import failing_run, memory_said
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.signals import StopSignals
@@ -97,6 +98,7 @@ def train(
         run = stack.enter_context(_claim(bundle, resolved, recipe=recipe))
         if run.claim == "finished":
             return _finished_before(run, reporter)
+        stack.enter_context(_memory_said(bundle))
         inputs = _inputs(bundle, ranks, reporter)
         if dry_run:
             reporter.note(f"dry run: {inputs.total_steps} steps would follow; no weights loaded, nothing written")
@@ -119,6 +121,16 @@ def _claim(bundle: Bundle, resolved: Resolved, *, recipe: str) -> RunDirectory:
         run_name=bundle.run.run_name,
         resume=bundle.checkpoint.resume,
         overwrite=bundle.run.overwrite,
+    )
+
+
+def _memory_said(bundle: Bundle) -> AbstractContextManager[None]:
+    return memory_said(
+        per_device_train_batch_size=bundle.train.per_device_train_batch_size,
+        gradient_accumulation_steps=bundle.train.gradient_accumulation_steps,
+        gradient_checkpointing=bundle.train.gradient_checkpointing,
+        activation_offloading=bundle.sft.activation_offloading,
+        max_length=bundle.sft.max_length,
     )
 
 
@@ -183,6 +195,7 @@ class Course:
         self._describe(resolved, command)
         log = self.bundle.log
         self.run.begin(total_steps=self.inputs.total_steps, step=self.progress.step)
+        stack.enter_context(failing_run())
         self.metrics = stack.enter_context(MetricsWriter(self.run.metrics, after_step=self.progress.step))
         self.trackers = start_trackers(
             log.report_to, self.run, project=log.project, tags=self.bundle.run.tags,
@@ -202,10 +215,7 @@ class Course:
     # ------------------------------------------------------------------ before
 
     def _resume(self) -> Checkpoint | None:
-        resume = self.bundle.checkpoint.resume
-        checkpoint = self.checkpointer.latest() if resume == "auto" else None
-        if resume not in ("auto", "never"):
-            checkpoint = self.checkpointer.open(Path(resume))
+        checkpoint = self.checkpointer.find(self.bundle.checkpoint.resume)
         if checkpoint is None:
             return None
         self.checkpointer.load(checkpoint)
@@ -256,6 +266,7 @@ class Course:
                 enough = self._has_converged()
                 self._save_if_due(is_best=is_best, now=stop or enough)
                 self.checkpointer.poll()
+                self._tell_saved()
                 if enough:
                     self.reporter.note(f"stopped early: no better one in {self.evaluations_without_better} evaluations")
                     return
@@ -327,7 +338,7 @@ class Course:
             return
         if self.ranks.is_main:
             self.metrics.sync()
-        path = self.checkpointer.save(
+        self.checkpointer.save(
             self.progress.step,
             meta={
                 "progress": asdict(self.progress),
@@ -338,7 +349,10 @@ class Course:
             is_best=is_best,
             wait=now,
         )
-        self.reporter.saved(path)
+
+    def _tell_saved(self) -> None:
+        for path in self.checkpointer.published():
+            self.reporter.saved(path)
 
     def _interrupted(self, name: str) -> Interrupted:
         step = self.progress.step
@@ -349,6 +363,7 @@ class Course:
 
     def _finish(self) -> RunResult:
         self.checkpointer.wait()
+        self._tell_saved()
         if self.bundle.eval.load_best_model_at_end:
             best = self.checkpointer.best()
             if best is not None:

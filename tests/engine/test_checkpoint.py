@@ -165,6 +165,18 @@ def test_weights_alone_leave_the_optimiser(tmp_path):
     assert torch.equal(training.optimizer.state[training.state.weights["b.weight"]]["exp_avg"], moments)
 
 
+@pytest.mark.parametrize("async_save", [False, True])
+def test_what_is_complete_is_told_once_and_not_before(tmp_path, async_save):
+    saver = checkpointer(tmp_path, Training().steps(1), async_save=async_save)
+    assert saver.published() == []
+    path = saver.save(1, meta={}, wait=True)
+    assert saver.published() == [path]
+    (tmp_path / "checkpoints" / "step-2").write_text("a file in the way")
+    with pytest.raises(RunError):
+        saver.save(2, meta={}, wait=True)
+    assert saver.published() == []
+
+
 def test_saving_the_same_step_twice_writes_once(tmp_path):
     training = Training().steps(1)
     saver = checkpointer(tmp_path, training)

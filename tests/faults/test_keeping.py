@@ -1,0 +1,52 @@
+"""Which checkpoints are kept, the best one at the end, stopping early; and that no secret reaches the disk."""
+
+from __future__ import annotations
+
+import json
+
+from safetensors.torch import load_file
+
+
+def steps_of(run):
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
+def test_the_newest_ones_are_kept(launcher, words, tmp_path):
+    code, said = launcher.run(*words, "--max-steps=6", "--save-total-limit=2")
+    assert code == 0, said
+    assert steps_of(tmp_path / "run") == [5, 6]
+
+
+def test_the_best_checkpoint_is_kept_and_becomes_the_final_model(launcher, words, tmp_path, check):
+    """A learning rate that ruins the model: the best evaluation is not the last, and the final model is its."""
+    code, said = launcher.run(
+        *words, "--max-steps=12", "--eval-steps=2", "--learning-rate=1.0", "--save-total-limit=1",
+        "--load-best-model-at-end", "--lr-scheduler-type=constant",
+    )  # fmt: skip
+    assert code == 0, said
+    run = tmp_path / "run"
+    losses = {record["step"]: record["eval_loss"] for record in check.records(run) if "eval_loss" in record}
+    best = min(losses, key=losses.get)
+    assert best < 12
+    assert steps_of(run) == [best, 12]
+    assert json.loads((run / "state.json").read_text())["metrics"]["best_metric"] == losses[best]
+    stored = load_file(run / "checkpoints" / f"step-{best}" / "tensors-0.safetensors")
+    final = load_file(run / "final" / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert (stored[f"weights.{name}"] == final[name]).all()
+
+
+def test_a_run_stops_early_where_nothing_gets_better(launcher, words, tmp_path, check):
+    code, said = launcher.run(
+        *words, "--eval-steps=1", "--learning-rate=0.5", "--early-stopping-patience=2", "--lr-scheduler-type=constant"
+    )
+    assert code == 0, said
+    assert "stopped early: no better one in 2 evaluations" in said
+    assert check.records(tmp_path / "run")[-1]["step"] < 30
+
+
+def test_no_secret_reaches_the_disk(launcher, words, tmp_path):
+    """Neither from the configuration's environment table nor from the command line."""
+    code, said = launcher.run(*words, "--max-steps=2", "--set", 'env.HF_TOKEN="hf_sesameopensesameopen"')
+    found = [path for path in tmp_path.rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
+    assert (code, found) == (0, []), said

@@ -1,0 +1,142 @@
+"""kill -9, SIGTERM, Ctrl-C: nothing complete is lost, and the run that goes on is the one that never stopped."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_at_random_times_it_ends_as_the_run_that_was_never_stopped(
+    launcher, words, tmp_path, never_stopped, check, kills
+):
+    """Never before the newest complete checkpoint, and at the end bit for bit the same. Moments from the claim of
+    the directory to the saving of the final model; every second one is right after a step was saved."""
+    draw = random.Random(kills)
+    run = tmp_path / "run"
+    reached = 0
+    for kill in range(kills):
+        started = launcher.start(*words)
+        if kill % 2:
+            time.sleep(draw.uniform(0, 2))
+        else:
+            while started.is_running() and check.last_step(run) <= reached:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.05))
+        if started.is_running():
+            started.send(signal.SIGKILL)
+        code = started.wait()
+        assert code in (0, -signal.SIGKILL), started.said
+        assert check.last_step(run) >= reached
+        reached = check.last_step(run)
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    check.same_run(run, never_stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_leaves_with_a_message(
+    launcher, words, tmp_path, never_stopped, check, number
+):
+    words = [*words, "--save-steps=1000"]  # so that the checkpoint is the signal's
+    run = tmp_path / "run"
+    started = launcher.start(*words)
+    started.wait_until(lambda: (run / "metrics.jsonl").exists() and len(check.records(run)) >= 4)
+    started.send(number)
+    assert started.wait() == 3
+    step = check.last_step(run)
+    assert f"stopped by {number.name} after step {step} of 30; the checkpoint is saved" in started.said
+    assert "the same command goes on from it" in started.said
+    assert "Traceback" not in started.said
+    assert 0 < step < 30
+    code, said = launcher.run(*words)
+    assert (code, f"going on from {run}/checkpoints/step-{step}" in said) == (0, True), said
+    check.same_run(run, never_stopped)
+
+
+SLOW_STEPS = """
+import time
+from sftctl.engine.step import TrainStep
+call = TrainStep.__call__
+def slow(self, batches, **keywords):
+    totals = call(self, batches, **keywords)
+    if keywords["learning_rate"] and self.slow_after <= 0:
+        time.sleep(60)
+    self.slow_after -= 1
+    return totals
+TrainStep.slow_after = 3
+TrainStep.__call__ = slow
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once(launcher, words, tmp_path, never_stopped, check):
+    """In the middle of a step that takes a minute; what was saved before it is there to go on from."""
+    run = tmp_path / "run"
+    started = launcher.start(*words, patch=SLOW_STEPS)
+    started.wait_until(lambda: check.last_step(run) >= 3)
+    time.sleep(0.2)
+    started.send(signal.SIGINT)
+    time.sleep(0.2)
+    assert started.is_running()
+    began = time.monotonic()
+    started.send(signal.SIGINT)
+    assert started.wait() == 130, started.said
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in started.said
+    code, said = launcher.run("runs", "show", str(run))
+    assert code == 0
+    assert "interrupted" in said
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    check.same_run(run, never_stopped)
+
+
+def test_a_signal_before_the_first_step_leaves_nothing_that_stops_the_next_run(
+    launcher, words, tmp_path, never_stopped, check
+):
+    started = launcher.start(*words)
+    started.wait_until(lambda: (tmp_path / "run" / "state.json").exists())
+    started.send(signal.SIGINT)
+    assert started.wait() in (130, 3)
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    check.same_run(tmp_path / "run", never_stopped)
+
+
+def test_runs_list_tells_a_killed_run_from_a_running_one(launcher, words, tmp_path, check):
+    run = tmp_path / "run"
+    started = launcher.start(*words, patch=SLOW_STEPS)
+    started.wait_until(lambda: check.last_step(run) >= 3)
+    _, running = launcher.run("runs", "list", str(tmp_path))
+    started.send(signal.SIGKILL)
+    started.wait()
+    _, killed = launcher.run("runs", "list", str(tmp_path))
+    assert " running " in running
+    assert " interrupted " in killed
+    _, shown = launcher.run("runs", "show", str(run))
+    assert f"--resume {run}" in shown
+
+
+def test_the_command_that_runs_show_prints_goes_on(launcher, words, tmp_path, never_stopped, check):
+    run = tmp_path / "run"
+    started = launcher.start(*words)
+    started.wait_until(lambda: check.last_step(run) >= 5)
+    started.send(signal.SIGKILL)
+    started.wait()
+    _, shown = launcher.run("runs", "show", str(run))
+    command = shown.split("sftctl train ", 1)[1].split("\n")[0].split()
+    code, said = launcher.run("train", *command)
+    assert code == 0, said
+    check.same_run(run, never_stopped)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(launcher, words, never_stopped, config):
+    before = {path: path.stat().st_mtime_ns for path in never_stopped.rglob("*") if path.is_file()}
+    words = ["train", str(config), "--output-dir", str(never_stopped.parent), "--run-name=whole"]
+    code, said = launcher.run(*words)
+    assert code == 0
+    assert f"this run is finished already: {never_stopped}" in said
+    assert before == {path: path.stat().st_mtime_ns for path in never_stopped.rglob("*") if path.is_file()}
