@@ -1,0 +1,1 @@
+"""An example of a package that adds a group of settings of its own to sftctl."""
