@@ -67,9 +67,9 @@ def open_source(source: Source, *, where: str, memo_dir: Path | None = None) -> 
     files = _local_files(source, where)
     if files is None:
         return _open_with_datasets(source, where)
-    split, part = _parse_split(source.split, where)
+    split, part = _parse_split(source, where)
     files = _files_of_split(files, split, source, where)
-    _check_kinds(files, where)
+    _check_kinds(files, source, where)
 
     def lines() -> Iterator[Line]:
         rows: Iterator[Line] = (line for file in files for line in READERS[kind_of(file) or ""](file))
@@ -92,16 +92,18 @@ def _local_files(source: Source, where: str) -> list[Path] | None:
         return _files_in_folder(path / (source.data_dir or ""), source, where)
     if path.exists():
         if kind_of(path) is None:
-            raise _error(where, f"{source.path} is of no kind that can be read", help=f"one of {', '.join(READERS)}")
+            raise _error(
+                where, source, f"{source.path} is of no kind that can be read", help=f"one of {', '.join(READERS)}"
+            )
         return [path]
     if glob.has_magic(source.path):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         found = [name for name in found if name.is_file() and kind_of(name) is not None]
         if not found:
-            raise _error(where, f"no data file matches {source.path}")
+            raise _error(where, source, f"no data file matches {source.path}")
         return found
     if source.path.startswith((".", "/", "~")) or kind_of(path) is not None:
-        raise _error(where, f"there is no file or folder {source.path}", help=_siblings(path))
+        raise _error(where, source, f"there is no file or folder {source.path}", help=_siblings(path))
     return None
 
 
@@ -109,45 +111,46 @@ def _files_in_folder(folder: Path, source: Source, where: str) -> list[Path]:
     if source.data_files is not None:
         found = [file for pattern in source.data_files for file in sorted(folder.glob(pattern)) if file.is_file()]
         if not found:
-            raise _error(where, f"no file in {folder} matches {', '.join(source.data_files)}", help=_contents(folder))
+            raise _error(
+                where, source, f"no file in {folder} matches {', '.join(source.data_files)}", help=_contents(folder)
+            )
         return found
     found = sorted(file for file in folder.rglob("*") if kind_of(file) and file.is_file() and not _hidden(file, folder))
     if not found:
-        raise _error(where, f"{folder} holds no data file", help=f"a file ends in one of {', '.join(READERS)}")
+        raise _error(where, source, f"{folder} holds no data file", help=f"a file ends in one of {', '.join(READERS)}")
     return found
 
 
 def _files_of_split(files: list[Path], split: str, source: Source, where: str) -> list[Path]:
     """Of a folder whose file names say splits (train.jsonl, test-00000.parquet) those of one; else all are "train"."""
-    if len(files) == 1 and Path(source.path).expanduser().is_file():
-        named = {"train": files}
-    else:
-        named = {}
-        for file in files:
-            named.setdefault(_split_of(file), []).append(file)
+    path = Path(source.path).expanduser()
+    named: dict[str, list[Path]] = {"train": files} if path.is_file() else {}
+    for file in [] if path.is_file() else files:
+        named.setdefault(_split_of(file.relative_to(path) if path.is_dir() else Path(file.name)), []).append(file)
     if split not in named:
         raise _error(
-            f"{where}.split", f"{source.path} has no split {split!r}", help=f"it has {', '.join(sorted(named))}"
+            f"{where}.split", source, f"{source.path} has no split {split!r}", help=f"it has {', '.join(sorted(named))}"
         )
     return named[split]
 
 
 def _split_of(file: Path) -> str:
-    words = set(re.split(r"[^a-z]+", f"{file.parent.name}/{file.name}".lower()))
-    in_name = set(re.split(r"[^a-z]+", file.name.lower()))
-    for found in (in_name, words):
+    """The split that a file's name says, else the folders it lies in inside the source, else "train"."""
+    for part in reversed(file.parts):
+        words = set(re.split(r"[^a-z]+", part.lower()))
         for split, spellings in SPLIT_WORDS.items():
-            if found & set(spellings):
+            if words & set(spellings):
                 return split
     return "train"
 
 
-def _check_kinds(files: list[Path], where: str) -> None:
+def _check_kinds(files: list[Path], source: Source, where: str) -> None:
     kinds = {kind_of(file) for file in files}
     if len(kinds) > 1:
         names = ", ".join(sorted(str(kind) for kind in kinds))
         raise _error(
             where,
+            source,
             f"files of several kinds: {names}",
             help="name those to read with data_files, or use one source for each kind",
         )
@@ -164,10 +167,15 @@ class SplitPart:
         return _bound(self.start, 0, num_rows), _bound(self.stop, num_rows, num_rows)
 
 
-def _parse_split(split: str, where: str) -> tuple[str, SplitPart | None]:
-    match = re.fullmatch(r"([\w.-]+)(?:\[(-?\d*%?):(-?\d*%?)\])?", split)
+def _parse_split(source: Source, where: str) -> tuple[str, SplitPart | None]:
+    match = re.fullmatch(r"([\w.-]+)(?:\[(-?\d*%?):(-?\d*%?)\])?", source.split)
     if match is None:
-        raise _error(f"{where}.split", f"{split!r} is no split", help="a name, or a slice of one such as train[:10%]")
+        raise _error(
+            f"{where}.split",
+            source,
+            f"{source.split!r} is no split",
+            help="a name, or a slice of one such as train[:10%]",
+        )
     name, start, stop = match.groups()
     return name, None if start is None else SplitPart(start, stop)
 
@@ -208,10 +216,10 @@ def _open_with_datasets(source: Source, where: str) -> OpenSource:
 
 
 def _one_split(data: Any, source: Source, where: str) -> Any:
-    split, part = _parse_split(source.split, where)
+    split, part = _parse_split(source, where)
     if split not in data:
         raise _error(
-            f"{where}.split", f"{source.path} has no split {split!r}", help=f"it has {', '.join(sorted(data))}"
+            f"{where}.split", source, f"{source.path} has no split {split!r}", help=f"it has {', '.join(sorted(data))}"
         )
     chosen = data[split]
     return chosen if part is None else chosen.select(range(*part.bounds(len(chosen))))
@@ -222,9 +230,10 @@ def _hub_error(error: Exception, source: Source, where: str) -> DataError:
     if "Unknown split" in reason:
         available = re.search(r"Should be one of \[(.*?)\]", reason)
         names = available.group(1).replace("'", "") if available else "others"
-        return _error(f"{where}.split", f"{source.path} has no split {source.split!r}", help=f"it has {names}")
+        return _error(f"{where}.split", source, f"{source.path} has no split {source.split!r}", help=f"it has {names}")
     return _error(
         where,
+        source,
         f"{source.path} is no local file, and as a Hub data set it could not be loaded: {reason[:300]}",
         help="check the spelling; a gated or private data set needs `hf auth login`",
     )
@@ -249,5 +258,5 @@ def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
 
 
-def _error(where: str, message: str, help: str | None = None) -> DataError:
-    return DataError(Problem(where, message, Origin("data"), help))
+def _error(where: str, source: Source, message: str, help: str | None = None) -> DataError:
+    return DataError(Problem(where, message, Origin("data", source.path), help))
