@@ -37,6 +37,11 @@ def is_secret(path: Sequence[str | int]) -> bool:
     return any(isinstance(step, str) and step.lower() in _NAMES for step in path[1:])
 
 
+def looks_secret(name: str, value: Any) -> bool:
+    """Whether a text of that name is better not shown where nothing is lost by it: in a snippet, in a `repr`."""
+    return isinstance(value, str) and _IN_ENV.search(name) is not None and _HARMLESS.fullmatch(name) is None
+
+
 def mask(value: Any, path: Sequence[str | int]) -> Any:
     """The value with what is secret in it as `****`; None stays None."""
     if is_secret(path):
@@ -76,7 +81,8 @@ def _words(before: Origin | None, after: Origin | None) -> list[str]:
 
 
 def _secret_origins(item: Item, path: tuple[str | int, ...]) -> Iterable[Origin]:
-    if path and is_secret(path) and item.value is not None:
+    name = path[-1] if path else ""
+    if item.value is not None and (is_secret(path) or (isinstance(name, str) and looks_secret(name, item.value))):
         yield item.origin
         return
     if isinstance(item.value, dict):

@@ -125,9 +125,15 @@ def digest(bundle: Bundle) -> str:
     """16 hex digits of a bundle: equal bundles have equal ones. Secrets do not count."""
     import hashlib
 
-    said = {path: value for path, value in flat(bundle).items() if value != secrets.MASK}
-    text = json.dumps(said, sort_keys=True, ensure_ascii=True)
+    text = json.dumps(_unmasked(flat(bundle)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unmasked(value: Any) -> Any:
+    """The data without what is masked in it."""
+    if isinstance(value, dict):
+        return {key: _unmasked(each) for key, each in value.items() if each != secrets.MASK}
+    return [_unmasked(each) for each in value] if isinstance(value, list) else value
 
 
 def plain_value(value: Any, path: str) -> Any:

@@ -37,7 +37,10 @@ class Table(Mapping[str, Any]):
         return (Table, (dict(self._items),))
 
     def __repr__(self) -> str:
-        return repr(self._items)
+        from sftctl.config.secrets import looks_secret  # a repr is rare, and this module is in every import
+
+        shown = {key: "****" if looks_secret(key, value) else value for key, value in self._items.items()}
+        return repr(shown)
 
 
 def freeze(value: Any) -> Any:

@@ -34,7 +34,11 @@ def read(overrides: Mapping[str, Any], origin: Origin = HERE) -> Layer:
             problems.append(_unknown(path, value, origin))
             continue
         leaf, leaf_path, inner = found
-        item = wrap(builtin(value), origin)
+        try:
+            item = wrap(builtin(value), origin)
+        except RecursionError:
+            problems.append(Problem(show_path(path), "is nested too deeply", origin))
+            continue
         if leaf is not None and not inner:
             item = localise(item, leaf, os.getcwd())
         edits.append(Edit("set", leaf_path, secrets.hide(item, (*leaf_path.split(".", 1), *inner)), inner))
