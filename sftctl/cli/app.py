@@ -3,19 +3,19 @@
 Exit codes: 0 done, 1 training stopped or two configurations differ, 2 something to mend in what was given,
 3 stopped on purpose with a checkpoint; 130 interrupted, 141 the reader of a pipe went away. What is the user's
 to mend is a report on standard error and never a traceback; a traceback is a bug of ours and says so.
+
+`app` is the Typer application; a call from the shell does without it (see `command.py`).
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import typer
-from typer.main import get_command
-
-from sftctl.cli.command import Commands, Entry
+from sftctl.cli.command import Entry, Group, GroupOption
 from sftctl.cli.switches import Example
 from sftctl.cli.terminal import colour_report, has_colour, write
 from sftctl.errors import Interrupted, SftctlError
@@ -25,58 +25,66 @@ COMPLETE = "_SFTCTL_COMPLETE"
 INTERRUPTED, BROKEN_PIPE, BUG = 130, 141, 70
 
 
-def _version(ctx: Any) -> None:
+def _version() -> None:
     from importlib.metadata import version  # it reads the disk
 
     write(f"{PROGRAM} {version(PROGRAM)}")
 
 
-def _install_completion(ctx: Any) -> None:
-    from typer.completion import install_callback  # it looks for the shell
+def _install_completion() -> None:
+    from sftctl.cli.typer_app import install_completion  # Typer knows the shells
 
-    install_callback(ctx, None, True)  # type: ignore[arg-type]
-
-
-def _show_completion(ctx: Any) -> None:
-    from typer.completion import show_callback  # it looks for the shell
-
-    show_callback(ctx, None, True)  # type: ignore[arg-type]
+    install_completion(PROGRAM)
 
 
-class Sftctl(Commands):
-    """The commands of `sftctl`. A command is listed when it works."""
+def _show_completion() -> None:
+    from sftctl.cli.typer_app import show_completion  # Typer knows the shells
 
-    entries: ClassVar = {
+    show_completion(PROGRAM)
+
+
+ROOT = Group(
+    PROGRAM,
+    "Supervised fine-tuning from one typed configuration, with proof of what was trained.",
+    {
         "train": Entry("sftctl.cli.train", "Fine-tune a model."),
         "sweep": Entry("sftctl.cli.sweep", "Train once for each combination of values, and compare."),
         "runs": Entry("sftctl.cli.runs", "List runs, and tell how far one is and how it goes on."),
         "config": Entry("sftctl.cli.config", "Show, compare, write, check and explain configurations."),
-    }
-    options: ClassVar = {
-        "--version": ("Show the version.", _version),
-        "--install-completion": ("Complete commands and options in this shell.", _install_completion),
-        "--show-completion": ("Show that completion script instead.", _show_completion),
-    }
-    examples = (
+    },
+    examples=(
         Example("sftctl train recipe:quickstart", "See it work, in a minute, without a GPU or a network:"),
         Example("sftctl config init run.toml", "Write a commented file with every setting, and edit it:"),
         Example("sftctl train run.toml --dry-run", "Check all that can be checked before the weights load:"),
         Example("sftctl train run.toml --learning-rate 1e-4", "Train, with a setting changed on the way:"),
         Example("sftctl config show run.toml --origin", "See where each value comes from:"),
-    )
+    ),
+    options={
+        "--version": GroupOption("Show the version.", _version),
+        "--install-completion": GroupOption("Complete commands and options in this shell.", _install_completion),
+        "--show-completion": GroupOption("Show that completion script instead.", _show_completion),
+    },
+)
+"""The commands. One is listed when it works."""
 
 
-app = typer.Typer(name=PROGRAM, cls=Sftctl, add_completion=False, rich_markup_mode=None)
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from sftctl.cli.typer_app import app  # for who embeds it
 
-
-@app.callback()
-def sftctl() -> None:
-    """Supervised fine-tuning from one typed configuration, with proof of what was trained."""
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; the entry point of the `sftctl` script."""
+    """Run a command line and return its exit code; the entry point of the `sftctl` script.
+
+    Nothing that is made on the way to a command becomes garbage, so the collector rests until there is
+    training to do (`train.py`): an eighth of the start-up.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    collects = gc.isenabled()
+    gc.disable()
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -90,33 +98,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = BROKEN_PIPE
     except Exception:
         code = _bug()
+    finally:
+        if collects:
+            gc.enable()
     return code
 
 
 def _run(words: list[str]) -> int:
-    command = get_command(app)
-    if COMPLETE in os.environ:
-        return _complete(command)
-    try:
-        with command.make_context(PROGRAM, words) as ctx:
-            code = command.invoke(ctx)
-    except typer.Exit as leave:
-        code = leave.exit_code
-    return code if isinstance(code, int) else 0
+    return _complete() if COMPLETE in os.environ else ROOT.call(words, PROGRAM)
 
 
-def _complete(command: Any) -> int:
+def _complete() -> int:
     """Answer the shell. Nothing that goes wrong may be written over a half-typed line."""
-    from typer.completion import get_completion_inspect_parameters  # only a shell needs it
+    from sftctl.cli.typer_app import complete  # Typer knows the shells
 
-    get_completion_inspect_parameters()  # which registers Typer's shells
     try:
-        command.main([], prog_name=PROGRAM)
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 0
+        return complete(PROGRAM)
     except Exception:
         return BUG
-    return 0
 
 
 def report(error: SftctlError) -> int:

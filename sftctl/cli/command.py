@@ -1,137 +1,118 @@
-"""Typer's command and group, fed from the schema instead of from function signatures.
+"""A command, and a group of commands whose modules are imported when one of them is called.
 
-A `TyperCommand` builds a parameter object for each option, and from Typer 0.29 a pydantic adapter for each
-value; for a hundred leaves that is more than half a second before anything is said. `Command` keeps Typer's
-contexts, dispatch and completion protocol, and replaces the three places where it asks its parameters:
-reading the arguments, drawing the help, completing a word. `Commands` imports a command's module when that
-command is asked for. Works on Typer 0.25 (on click) to 0.29 (with a click of its own), by their public parts:
-`TyperCommand`, `TyperGroup`, `typer.Exit`.
-
-Contexts are typed as Any: their class is click's or Typer's own, by version.
+Plain objects without Typer. Importing Typer costs three times what starting Python does, and from 0.29 on it
+builds a pydantic adapter for each parameter; a call from the shell needs neither, since options are read from
+the schema (`options.py`) and help is drawn from it (`help.py`). `typer_app.py` puts the same objects behind
+Typer for shells that complete and for programs that embed the app.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, NamedTuple
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-
-from sftctl.cli.options import HELP_OPTIONS, Invocation, parse
 from sftctl.cli.switches import Example, Usage
 from sftctl.cli.terminal import write
 from sftctl.errors import ConfigError, Problem
 
-_TYPED = "sftctl.typed"
-"""Key in a context's meta: the words before the one that is being completed."""
+if TYPE_CHECKING:
+    from sftctl.cli.options import Invocation
+
+HELP_OPTIONS = ("--help", "-h")
+FILE_SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
 
-class Command(TyperCommand):
+class Command:
     """`usage` says what it takes, `run` does it and returns an exit code (None is 0)."""
 
     def __init__(self, name: str, usage: Usage, run: Callable[[Invocation], int | None]) -> None:
-        super().__init__(name, callback=run, help=usage.summary, add_help_option=False, rich_markup_mode=None)
-        self.usage = usage
+        self.name, self.usage, self.run = name, usage, run
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # the shell asks for completions
-            ctx.meta[_TYPED] = list(args)
-            ctx._opt_prefixes = set()  # else `--option=va` reaches us without its `--option=`
-            return []
-        if asks_for_help(args):
+    def call(self, words: Sequence[str], path: str) -> int:
+        """Read `words` and run; `path` is how the command was called (`sftctl config show`). The exit code."""
+        if asks_for_help(words):
             from sftctl.cli.help import command_help  # the text is needed only here
 
-            write(command_help(ctx.command_path, self.usage))
-            raise typer.Exit(0)
-        invocation = parse(args, self.usage, command=ctx.command_path)
+            write(command_help(path, self.usage))
+            return 0
+        return self.run(self.read(words, path)) or 0
+
+    def read(self, words: Sequence[str], path: str) -> Invocation:
+        """The words as an invocation. What is wrong with them is raised, or left to the report of resolving."""
+        from sftctl.cli.options import parse  # not for the help of a group, or its version
+
+        invocation = parse(words, self.usage, command=path)
         if invocation.problems and not self.usage.takes_leaves:
             raise ConfigError(*invocation.problems)
         if invocation.problems:
             from sftctl.cli.resolving import registers_groups  # only where an option is not known
 
             if registers_groups(invocation.words):
-                invocation = parse(args, self.usage, command=ctx.command_path)
-        ctx.params["invocation"] = invocation
-        return []
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return []
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        from sftctl.cli.completion import complete  # only a shell needs it
-
-        return list(complete(self.usage, typed=ctx.meta[_TYPED], incomplete=incomplete))
+                invocation = parse(words, self.usage, command=path)
+        return invocation
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A command in a group: the module that holds it as `command`, and the line that lists it."""
 
     module: str
     summary: str
 
 
-class Commands(TyperGroup):
-    """A group whose commands are found by name in `entries`, each imported when it is first asked for."""
+class GroupOption(NamedTuple):
+    """An option of a group itself, which does something and ends: `--version`."""
 
-    entries: ClassVar[Mapping[str, Entry]] = {}
-    examples: ClassVar[tuple[Example, ...]] = ()
-    options: ClassVar[Mapping[str, tuple[str, Callable[[Any], None]]]] = {}
-    """Options of the group itself, each with its help and what it does."""
+    help: str
+    act: Callable[[], None]
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "add_help_option": False, "rich_markup_mode": None})
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            self._answer(ctx, args)
-        return super().parse_args(ctx, args)
+class Group:
+    """Commands by their names, with a text for someone who asks what there is."""
 
-    def _answer(self, ctx: Any, args: list[str]) -> None:
-        """Whatever can be said without a command: help, the version, completion; or that there is no such."""
-        if not args or args[0] in HELP_OPTIONS:
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        entries: Mapping[str, Entry],
+        *,
+        examples: tuple[Example, ...] = (),
+        options: Mapping[str, GroupOption] | None = None,
+    ) -> None:
+        self.name, self.about, self.entries, self.examples = name, about, entries, examples
+        self.options = options or {}
+
+    def call(self, words: Sequence[str], path: str) -> int:
+        """Hand `words` to the command that the first of them names. The exit code."""
+        if not words or words[0] in HELP_OPTIONS:
             from sftctl.cli.help import group_help  # the text is needed only here
 
-            write(group_help(ctx.command_path, self))
-            raise typer.Exit(0)
-        if args[0] in self.options:
-            self.options[args[0]][1](ctx)
-            raise typer.Exit(0)
-        if args[0] not in self.entries:
-            raise ConfigError(self._unknown(ctx.command_path, args[0]))
+            write(group_help(path, self))
+            return 0
+        name, *rest = words
+        if name in self.options:
+            self.options[name].act()
+            return 0
+        if name not in self.entries:
+            raise ConfigError(self._unknown(name, path))
+        return self.command(name).call(rest, f"{path} {name}")
 
-    def _unknown(self, path: str, word: str) -> Problem:
+    def command(self, name: str) -> Command | Group:
+        found = import_module(self.entries[name].module).command
+        assert isinstance(found, (Command, Group)), f"{self.entries[name].module} holds a command"
+        return found
+
+    def _unknown(self, word: str, path: str) -> Problem:
         from sftctl.config.nearest import nearest  # only a mistake needs it
 
         kind = "option" if word.startswith("-") else "command"
         found = nearest(word, [*self.entries, *self.options])
         help = f"did you mean '{found}'?" if found else f"'{path} --help' lists the commands"
-        if kind == "command" and path == "sftctl" and word.endswith((".toml", ".yaml", ".yml", ".json")):
+        if "train" in self.entries and word.endswith(FILE_SUFFIXES):
             help = f"to train with that file: {path} train {word}"
         return Problem(word, f"unknown {kind} of `{path}`", help=help)
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.entries)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        entry = self.entries.get(cmd_name)
-        return import_module(entry.module).command if entry is not None else None
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return []
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        from sftctl.cli.completion import Candidate  # only a shell needs it
-
-        named = {name: entry.summary for name, entry in self.entries.items()}
-        if incomplete.startswith("-"):
-            named = {name: help for name, (help, _) in self.options.items()} | {"--help": "Show this text."}
-        return [Candidate(name, help) for name, help in named.items() if name.startswith(incomplete)]
-
-
-def asks_for_help(args: list[str]) -> bool:
-    before = args[: args.index("--")] if "--" in args else args
+def asks_for_help(words: Sequence[str]) -> bool:
+    before = words[: list(words).index("--")] if "--" in words else words
     return any(word in before for word in HELP_OPTIONS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sftctl.cli import leaf_options
 from sftctl.cli.leaf_options import SUGAR
@@ -19,8 +19,7 @@ from sftctl.config.leaves import leaves
 _HELP_COLUMNS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A word and what it means. The names are those that Typer's shell classes read."""
 
     value: str

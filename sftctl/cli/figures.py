@@ -86,10 +86,11 @@ def before_and_after(reports: Sequence[EvalReport]) -> list[tuple[str, str, str]
 
 
 def sample(answers: Sequence[Answer], count: int) -> list[Answer]:
-    """A few answers to show: the wrong ones are what one wants to see, so up to half of them, then right ones."""
-    wrong = [answer for answer in answers if not answer.exact][: count // 2]
-    right = [answer for answer in answers if answer.exact][: count - len(wrong)]
-    chosen = {id(answer) for answer in (*wrong, *right)}
+    """A few answers to show, in their order: up to a third of them wrong ones, which say most, the rest right ones."""
+    wrong = [answer for answer in answers if not answer.exact]
+    right = [answer for answer in answers if answer.exact]
+    num_wrong = max(min(len(wrong), count // 3), count - len(right))
+    chosen = {id(answer) for answer in (*wrong[:num_wrong], *right[: count - min(num_wrong, len(wrong))])}
     return [answer for answer in answers if id(answer) in chosen]
 
 

@@ -18,7 +18,7 @@ from sftctl.config.availability import NOT_YET
 from sftctl.config.leaves import Group, Leaf, groups, show_choice
 
 if TYPE_CHECKING:
-    from sftctl.cli.command import Commands
+    from sftctl.cli import command
 
 _NAME_COLUMNS = 34
 """Room for a name and its value; a longer one has a line to itself."""
@@ -28,17 +28,17 @@ _FIRST_GROUPS = ("model", "data", "sft", "optim", "train", "peft")
 _SUGAR_OF = {"data.datasets": "--dataset", "data.eval_datasets": "--eval-dataset"}
 
 
-def group_help(path: str, group: Commands) -> str:
+def group_help(path: str, group: command.Group) -> str:
     """The help of a group of commands: what to start with, the commands, the group's own options."""
     page = _Page()
-    page.title(path, f"{path} COMMAND …", group.help or "")
+    page.title(path, f"{path} COMMAND …", group.about)
     page.examples(group.examples)
     page.heading("Commands")
     for name, entry in group.entries.items():
         page.entry(name, entry.summary, name_columns=12)
     page.heading("Options")
-    for name, (help, _) in group.options.items():
-        page.entry(name, help, name_columns=24)
+    for name, option in group.options.items():
+        page.entry(name, option.help, name_columns=24)
     page.entry("-h, --help", "Show this text; after a command, the text of that command.", name_columns=24)
     return page.text()
 

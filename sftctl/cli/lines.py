@@ -64,6 +64,9 @@ class Lines:
         if len(self._evaluations) > 1:
             for name, before, after in figures.before_and_after(self._evaluations):
                 self._say(f"{name}: {before or '-'} before, {after} after")
+        if result.answers:
+            right = sum(answer.exact for answer in result.answers)
+            self._say(f"held-out prompts: {right:,} of {len(result.answers):,} answered exactly; some of both kinds:")
         for answer in figures.sample(result.answers, ANSWERS_SHOWN):
             verdict = "right" if answer.exact else f"expected {figures.one_line(answer.reference, 60)}"
             self._say(f"prompt: {figures.one_line(answer.prompt, 100)}")

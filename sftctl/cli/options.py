@@ -19,7 +19,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sftctl.cli import leaf_options
 from sftctl.cli.leaf_options import SUGAR
@@ -30,11 +30,9 @@ from sftctl.errors import Origin, Problem
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf\b|nan\b)")
 _FILE_LIKE = re.compile(r"[/\\]|^recipe:|\.(toml|ya?ml|json)$")
-HELP_OPTIONS = ("--help", "-h")
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """A command line, read. `switches` holds what was given: True, a string, or a tuple of strings."""
 
     words: tuple[str, ...]
@@ -66,17 +64,15 @@ def parse(arguments: Sequence[str], usage: Usage, *, command: str) -> Invocation
     return Invocation(tuple(reader.words), tuple(reader.assignments), reader.switches, tuple(reader.problems), line)
 
 
-@dataclass
 class _Reader:
     """The command line that is left to read, and what has been read of it."""
 
-    rest: deque[str]
-    usage: Usage
-    command: str
-    words: list[str] = field(default_factory=list)
-    assignments: list[Assignment] = field(default_factory=list)
-    switches: dict[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    def __init__(self, rest: deque[str], usage: Usage, command: str) -> None:
+        self.rest, self.usage, self.command = rest, usage, command
+        self.words: list[str] = []
+        self.assignments: list[Assignment] = []
+        self.switches: dict[str, bool | str | tuple[str, ...]] = {}
+        self.problems: list[Problem] = []
 
     def read(self) -> None:
         while self.rest:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -120,7 +121,7 @@ class Screen:
                 table.add_row(*row)
             self._print(table)
         if result.answers:
-            self._print(_answers(figures.sample(result.answers, ANSWERS_SHOWN)))
+            self._print(_answers(result.answers))
         self._print_to_copy(
             Text.assemble("\n", ("Done. ", "bold green"), f"{result.steps} steps, run directory {result.path}")
         )
@@ -162,14 +163,14 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _answers(answers: list[Answer]) -> Table:
-    table = _table("Held-out prompts and the model's answers", "", "prompt", "answer", "expected")
-    for each in answers:
+def _answers(answers: Sequence[Answer]) -> Table:
+    right = sum(answer.exact for answer in answers)
+    title = f"Held-out prompts, {right:,} of {len(answers):,} answered exactly; some of both kinds"
+    table = _table(title, "", "prompt", "answer", "expected")
+    for each in figures.sample(answers, ANSWERS_SHOWN):
         mark = Text("✓", style="green") if each.exact else Text("✗", style="red")
-        expected = "" if each.exact else figures.one_line(each.reference, 200)
-        table.add_row(
-            mark, Text(figures.one_line(each.prompt, 200)), Text(figures.one_line(each.answer, 200)), expected
-        )
+        shown = [figures.one_line(text, 200) for text in (each.prompt, each.answer, each.reference)]
+        table.add_row(mark, Text(shown[0]), Text(shown[1]), Text("" if each.exact else shown[2]))
     return table
 
 

@@ -11,7 +11,6 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -90,7 +89,7 @@ def _named(point: Point, invocation: Invocation) -> Resolved:
     others = [each for each in invocation.assignments if not _names_run(each)]
     own = [Assignment("--over", "set", None, f"{path}={value}") for path, value in point.settings.items()]
     named = Assignment("--over", "option", "run.run_name", f"{name}-{point.name}")
-    return resolve_quietly(replace(invocation, assignments=(*others, *own, named)))
+    return resolve_quietly(invocation._replace(assignments=(*others, *own, named)))
 
 
 def _names_run(assignment: Assignment) -> bool:

@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
-MIN_COLUMNS, MAX_COLUMNS = 60, 100
-"""Text stays readable between these; 80 is what a pipe and a plain terminal have."""
+MIN_COLUMNS, DEFAULT_COLUMNS, MAX_COLUMNS = 60, 80, 100
+"""Text stays readable between the first and the last; 80 is what a pipe and a plain terminal have."""
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 _REPORT_STYLES = (
-    (re.compile(r"^(error)(:.*)$"), ("bold red", "bold")),
-    (re.compile(r"^(note|warning|stopped)(:.*)$"), ("bold yellow", "bold")),
-    (re.compile(r"^(\s*(?:-->|:::))(.*)$"), ("blue", "")),
-    (re.compile(r"^(\s*\|)(\s*\^+.*)$"), ("blue", "bold red")),
-    (re.compile(r"^(\s*\d*\s*\|)(.*)$"), ("blue", "")),
-    (re.compile(r"^(\s*= \w+:)(.*)$"), ("bold cyan", "")),
+    (r"(error)(:.*)", ("bold red", "bold")),
+    (r"(note|warning|stopped)(:.*)", ("bold yellow", "bold")),
+    (r"(\s*(?:-->|:::))(.*)", ("blue", "")),
+    (r"(\s*\|)(\s*\^+.*)", ("blue", "bold red")),
+    (r"(\s*\d*\s*\|)(.*)", ("blue", "")),
+    (r"(\s*= \w+:)(.*)", ("bold cyan", "")),
 )
+"""The forms of a report's lines, compiled where one is coloured."""
 
 
 def columns() -> int:
-    """Width for text: the terminal's (or COLUMNS), held between 60 and 100."""
-    return min(max(shutil.get_terminal_size((80, 24)).columns, MIN_COLUMNS), MAX_COLUMNS)
+    """Width for text: COLUMNS, or the terminal's, or 80; held between 60 and 100.
+
+    As `shutil.get_terminal_size`, without importing the compression libraries that come with it.
+    """
+    said = os.environ.get("COLUMNS", "")
+    width = int(said) if said.isdecimal() else 0
+    if not width:
+        try:
+            width = os.get_terminal_size(1).columns
+        except OSError:
+            width = DEFAULT_COLUMNS
+    return min(max(width or DEFAULT_COLUMNS, MIN_COLUMNS), MAX_COLUMNS)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -60,7 +70,7 @@ def colour_report(report: str, *, colour: bool) -> str:
 
 def _colour_line(line: str) -> str:
     for form, styles in _REPORT_STYLES:
-        match = form.match(line)
+        match = re.fullmatch(form, line)
         if match is not None:
             return "".join(styled(part, style, colour=True) for part, style in zip(match.groups(), styles, strict=True))
     return line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -58,6 +59,7 @@ def train_resolved(resolved: Resolved, invocation: Invocation) -> RunResult | No
         reporter.stage("start torch")
         from sftctl.engine.driver import train  # torch: only once there is something to train
 
+        gc.enable()  # which has rested since the start
         return train(
             resolved.bundle,
             resolved=resolved,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from sftctl.cli.command import Commands, Entry
+from sftctl.cli.command import Entry, Group
 from sftctl.cli.switches import Example
 
-
-class ConfigCommands(Commands):
-    """The commands of `sftctl config`."""
-
-    entries: ClassVar = {
+command = Group(
+    "config",
+    (
+        "Show, compare, write, check and explain configurations. A configuration is the defaults, then files, "
+        "then SFTCTL_GROUP__KEY variables, then options: later ones win, and each value remembers its source."
+    ),
+    {
         "show": Entry("sftctl.cli.config.show", "The resolved configuration, and where each value comes from."),
         "diff": Entry("sftctl.cli.config.diff", "What differs between two files, runs or the defaults."),
         "init": Entry("sftctl.cli.config.init", "Write a commented file with every setting."),
@@ -19,19 +19,11 @@ class ConfigCommands(Commands):
         "explain": Entry("sftctl.cli.config.explain", "What a setting means, takes, and how it is spelt."),
         "schema": Entry("sftctl.cli.config.schema", "JSON Schema of a file, for editors."),
         "import": Entry("sftctl.cli.config.import_trl", "A TRL configuration as a file of ours."),
-    }
-    examples = (
+    },
+    examples=(
         Example("sftctl config init run.toml", "Start a file:"),
         Example("sftctl config show run.toml --changed", "See what it sets beside the defaults:"),
         Example("sftctl config diff runs/a runs/b", "Ask why two runs differ:"),
         Example("sftctl config explain learning_rate", "Ask about a setting:"),
-    )
-
-
-command = ConfigCommands(
-    name="config",
-    help=(
-        "Show, compare, write, check and explain configurations. A configuration is the defaults, then files, "
-        "then SFTCTL_GROUP__KEY variables, then options: later ones win, and each value remembers its source."
     ),
 )

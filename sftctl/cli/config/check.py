@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sftctl.cli.command import Command
 from sftctl.cli.files import FILES
 from sftctl.cli.options import Invocation
@@ -17,7 +15,7 @@ USAGE = Usage(
         "Exit code 0 when there is no problem, 2 when there is. What has no effect is a note, not a problem. "
         "Whether models and data are there is checked by `sftctl train --dry-run`."
     ),
-    words=replace(FILES, least=1),
+    words=FILES._replace(least=1),
     examples=(Example("sftctl config check base.toml run.toml", "In a script or a hook:"),),
     takes_leaves=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sftctl.cli.terminal import columns, styled, wrap
 
@@ -11,8 +11,7 @@ VALUE_COLUMNS = 26
 """Where sources begin, counted from the values; a longer value has its source on a line below."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """Room for names, and whether there is colour and a column of sources."""
 
     names: int
