@@ -148,7 +148,11 @@ def _lenient(value: Any, leaf: Leaf | None) -> Any:
         return str(value)
     if leaf.is_tuple and not leaf.is_entries and isinstance(value, str):
         return [value]
-    if leaf.is_flag and isinstance(value, str) and value.lower() in ("yes", "on", "no", "off"):
+    if (
+        (leaf.is_flag or True in leaf.choices)
+        and isinstance(value, str)
+        and value.lower() in ("yes", "on", "no", "off")
+    ):
         return value.lower() in ("yes", "on")
     if isinstance(value, str) and leaf.base in (int, float, bool):
         return Text(value)
