@@ -20,6 +20,7 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Protocol
 
@@ -27,6 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftctl.engine.data.digests import digest_of_text
+
+BYTE_LEVEL_SPACE = "Ġ"
+"""What a space is in a byte-level vocabulary."""
 
 
 class Tokenizer(Protocol):
@@ -73,12 +77,26 @@ class Encoder:
         self.added: dict[str, int] = {
             token.content: index for index, token in self.backend.get_added_tokens_decoder().items()
         }
-        self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        self._vocabulary: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(self._vocabulary.values(), default=-1)
         self.eos_token_id = tokenizer.eos_token_id
         self.prefix_ids, self.suffix_ids = self._added_around()
-        self._trims = _trims_offsets(self.backend)
         self._num_bytes = self._bytes_of_tokens() if _is_byte_level(self.backend) else None
         self._normalizes = self.backend.normalizer is not None
+
+    @cached_property
+    def _trimmed(self) -> NDArray[np.int64] | None:
+        """[vocab_size, 2]: the spaces that `trim_offsets` takes off a token's place, before and after it.
+
+        One of spaces alone loses them before. None where nothing is trimmed.
+        """
+        if not _trims_offsets(self.backend):
+            return None
+        table = np.zeros((self.vocab_size, 2), dtype=np.int64)
+        for token, index in self._vocabulary.items():
+            begun = len(token) - len(token.lstrip(BYTE_LEVEL_SPACE))
+            table[index] = begun, 0 if begun == len(token) else len(token) - len(token.rstrip(BYTE_LEVEL_SPACE))
+        return table
 
     def digest_text(self) -> str:
         """All that decides how text becomes ids."""
@@ -123,8 +141,12 @@ class Encoder:
             count=2 * len(ids),
         ).reshape(-1, 2)
         starts, ends = pairs[:, 0].copy(), pairs[:, 1].copy()
-        if self._trims:
-            _untrim(starts, ends, offsets, texts)
+        if self._trimmed is not None and len(ids):
+            # Give tokens back the spaces that `trim_offsets` takes off their places: those in the token itself.
+            before = np.concatenate([[0], ends[:-1]])
+            before[offsets[:-1][np.diff(offsets) > 0]] = 0
+            starts = np.maximum(starts - self._trimmed[ids, 0], np.minimum(before, starts))
+            ends += self._trimmed[ids, 1]
         return Encoded(ids, starts, ends, offsets, np.zeros(len(texts), dtype=bool))
 
     def _added_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -139,10 +161,7 @@ class Encoder:
     def _bytes_of_tokens(self) -> NDArray[np.int64]:
         """How many bytes of text each token stands for; in a byte-level vocabulary a character is a byte."""
         table = np.zeros(self.vocab_size, dtype=np.int64)
-        vocabulary = self.backend.get_vocab(with_added_tokens=True)
-        size = max(vocabulary.values(), default=-1) + 1
-        table = np.zeros(max(size, self.vocab_size), dtype=np.int64)
-        for token, index in vocabulary.items():
+        for token, index in self._vocabulary.items():
             table[index] = len(token)
         for token, index in self.added.items():
             table[index] = len(token.encode())
@@ -154,18 +173,6 @@ def _flat(rows: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
-
-
-def _untrim(
-    starts: NDArray[np.int64], ends: NDArray[np.int64], offsets: NDArray[np.int64], texts: Sequence[str]
-) -> None:
-    """Give tokens back the white space before them that `trim_offsets` took off their places."""
-    for row, text in enumerate(texts):
-        cursor = 0
-        for token in range(offsets[row], offsets[row + 1]):
-            if starts[token] > cursor and text[cursor : starts[token]].isspace():
-                starts[token] = cursor
-            cursor = max(cursor, int(ends[token]))
 
 
 def _is_byte_level(backend: Any) -> bool:
