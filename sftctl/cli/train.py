@@ -28,7 +28,9 @@ USAGE = Usage(
     about=(
         "Later files win over earlier ones, SFTCTL_GROUP__KEY variables over files, options over both. All that "
         "can be checked is checked before the weights load, and every problem is shown at once. The run "
-        "directory holds the configuration, the metrics, what was left out of the data, and the final model."
+        "directory holds the configuration, the metrics, what was left out of the data, and the final model.\n\n"
+        "Exit code 0 done, 1 training failed, 2 something to mend in what was given, 3 stopped with a checkpoint: "
+        "the same command goes on from it."
     ),
     words=FILES,
     switches=(Switch("dry-run", "Stop before the weights load, having checked all that can be checked."),),

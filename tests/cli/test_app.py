@@ -12,7 +12,7 @@ import pytest
 from sftctl.cli.app import main
 from sftctl.config.leaves import leaves
 
-HEAVY = ("torch", "transformers", "datasets", "numpy", "pydantic", "rich")
+HEAVY = ("torch", "transformers", "datasets", "numpy", "pydantic", "rich", "typer", "click")
 
 
 def python(code: str, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,23 @@ raise SystemExit(code)
 """
 
 
-@pytest.mark.parametrize("line", ["train --help", "--help", "config --help", "train --lerning-rate 1", "trian"])
+LIGHT = [
+    "--help",
+    "train --help",
+    "train --lerning-rate 1",
+    "trian",
+    "config --help",
+    "config show --learning-rate 1e-4 --origin",
+    "config show --format toml",
+    "config diff defaults defaults",
+    "config explain learning_rate",
+    "config init",
+    "config schema",
+    "runs --help",
+]
+
+
+@pytest.mark.parametrize("line", LIGHT)
 def test_nothing_heavy_is_imported(line: str) -> None:
     ran = python(RUN_AND_LIST, *line.split())
     assert "Traceback" not in ran.stderr

@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from sftctl.cli.app import Sftctl, main
-from sftctl.cli.command import Commands
+from sftctl.cli.app import ROOT, main
+from sftctl.cli.command import Group
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 
 
-def every_command(group: type[Commands], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def every_command(group: Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
-    for name, entry in group.entries.items():
-        command = import_module(entry.module).command
-        if isinstance(command, Commands):
-            yield from every_command(type(command), (*path, name))
+    for name in group.entries:
+        command = group.command(name)
+        if isinstance(command, Group):
+            yield from every_command(command, (*path, name))
         else:
             yield (*path, name)
 
 
-@pytest.mark.parametrize("path", list(every_command(Sftctl)), ids=" ".join)
+@pytest.mark.parametrize("path", list(every_command(ROOT)), ids=" ".join)
 def test_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*path, "--help"]) == 0
@@ -42,5 +41,5 @@ def test_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_no_snapshot_is_left_of_a_command_that_is_gone() -> None:
-    names = {"-".join(("sftctl", *path)) for path in every_command(Sftctl)}
+    names = {"-".join(("sftctl", *path)) for path in every_command(ROOT)}
     assert {file.stem for file in SNAPSHOTS.iterdir()} == names

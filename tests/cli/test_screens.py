@@ -78,6 +78,7 @@ FACTS = (
     "the attention isolates documents",
     "5.5000",
     "0.9625",
+    "1 of 2 answered exactly",
     "1999-05-04",
     "2001-04-05",
     "AutoModelForCausalLM.from_pretrained(",
@@ -153,6 +154,17 @@ def test_figures() -> None:
     assert figures.share(1, 0) == "-"
 
 
-def test_the_sample_of_answers_shows_wrong_ones_too() -> None:
-    answers = [Answer(str(number), "x", "x" if number != 7 else "y", True) for number in range(10)]
-    assert [answer.prompt for answer in figures.sample(answers, 4)] == ["0", "1", "2", "7"]
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [
+        ([7], [0, 1, 2, 3, 4, 7]),
+        ([5, 6, 7, 8], [0, 1, 2, 3, 5, 6]),
+        ([], [0, 1, 2, 3, 4, 5]),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 9], [0, 1, 2, 3, 4, 8]),
+        (list(range(10)), [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_sample_of_answers_shows_both_kinds(wrong: list[int], shown: list[int]) -> None:
+    answers = [Answer(str(number), "x", "y" if number in wrong else "x", stopped=True) for number in range(10)]
+    assert [int(answer.prompt) for answer in figures.sample(answers, 6)] == shown
+    assert figures.sample([], 6) == []
