@@ -22,10 +22,10 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
-def metric(value: float) -> str:
-    """Four decimals where they say something, else three digits and an exponent: `0.9525`, `1.25e-05`, `12,345`."""
-    if value == int(value) and abs(value) >= 1000:
-        return f"{int(value):,}"
+def metric(name: str, value: float) -> str:
+    """A count as a whole number; else four decimals where they say something: `4,400`, `0.9525`, `1.25e-05`."""
+    if "num_" in name:
+        return f"{value:,.0f}"
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.3g}"
     return f"{value:.4f}"
@@ -69,9 +69,13 @@ def step_line(report: StepReport, *, total_steps: int, seconds_left: float) -> s
 
 
 def evaluation_line(report: EvalReport) -> str:
-    """`evaluation at step 100: eval_loss 0.3120, eval_exact_match 0.8125`."""
-    figures = ", ".join(f"{name} {metric(value)}" for name, value in report.metrics.items())
-    return f"evaluation at step {report.step}: {figures}"
+    """`evaluation at step 100: loss 0.3120, exact_match 0.8125`: the metrics without their prefix, no counts."""
+    figures = (
+        f"{name.removeprefix('eval_')} {metric(name, value)}"
+        for name, value in report.metrics.items()
+        if "num_" not in name
+    )
+    return f"evaluation at step {report.step}: {', '.join(figures)}"
 
 
 def before_and_after(reports: Sequence[EvalReport]) -> list[tuple[str, str, str]]:
@@ -80,7 +84,7 @@ def before_and_after(reports: Sequence[EvalReport]) -> list[tuple[str, str, str]
         return []
     first: Mapping[str, float] = reports[0].metrics if len(reports) > 1 else {}
     return [
-        (name, metric(first[name]) if name in first else "", metric(value))
+        (name, metric(name, first[name]) if name in first else "", metric(name, value))
         for name, value in reports[-1].metrics.items()
     ]
 

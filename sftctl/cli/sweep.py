@@ -108,13 +108,13 @@ def _compare(grid: Sequence[Point], ended: Sequence[Ended], wanted: str) -> None
     rows = []
     for point, each in sorted(zip(grid, ended, strict=True), key=order):
         values = point.settings.values()
-        rows.append((*values, _figure(each.metrics.get(name)), each.problem or each.path))
+        rows.append((*values, _figure(name, each.metrics.get(name)), each.problem or each.path))
     head = [*(path.rpartition(".")[2] for path in grid[0].settings), f">{name}", "run"]
     write("\n".join(text_table(head, rows, colour=has_colour(sys.stdout))))
 
 
-def _figure(value: Any) -> str:
-    return metric(value) if isinstance(value, (int, float)) and math.isfinite(value) else "-"
+def _figure(name: str, value: Any) -> str:
+    return metric(name, value) if isinstance(value, (int, float)) and math.isfinite(value) else "-"
 
 
 command = Command("sweep", USAGE, run)

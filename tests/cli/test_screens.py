@@ -142,13 +142,15 @@ def test_rich_markup_in_the_data_is_text() -> None:
 
 def test_figures() -> None:
     assert [figures.duration(each) for each in (7.6, 65, 7384)] == ["8 s", "1:05", "2:03:04"]
-    assert [figures.metric(each) for each in (0.95, 1.25e-5, 12345.0, 0.0, 2.0)] == [
+    assert [figures.metric("eval_loss", each) for each in (0.95, 1.25e-5, 0.0, 2.0)] == [
         "0.9500",
         "1.25e-05",
-        "12,345",
         "0.0000",
         "2.0000",
     ]
+    assert figures.metric("eval_num_trained_tokens", 4400.0) == "4,400"
+    report = EvalReport(8, 1.0, {"eval_loss": 0.5, "eval_num_trained_tokens": 4400.0})
+    assert figures.evaluation_line(report) == "evaluation at step 8: loss 0.5000"
     assert figures.one_line("a  b\nc", 10) == "a b c"
     assert figures.one_line("abcdefghijklmnop", 10) == "abc … mnop"
     assert figures.share(1, 0) == "-"

@@ -54,7 +54,7 @@ def _rows(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "loss", f"{report.first_loss:.4f} at first, {summary.loss:.4f} now"
     for name, value in report.last_evaluation.items():
         if name.startswith("eval_") and isinstance(value, (int, float)):
-            yield name, metric(value)
+            yield name, metric(name, value)
     for step, num_bytes in report.checkpoints:
         yield f"checkpoint {step}", size(num_bytes)
     yield "final model", f"{summary.path}/final" if report.has_final else "none"
