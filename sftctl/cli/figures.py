@@ -109,7 +109,7 @@ def one_line(text: str, limit: int) -> str:
 
 def next_steps(result: RunResult) -> list[tuple[str, str]]:
     """What one does after a run: a title and lines to copy."""
-    path = _shown(result.path)
+    path = shown(result.path)
     steps = []
     if (result.path / "final").is_dir():
         loading = (
@@ -124,7 +124,7 @@ def next_steps(result: RunResult) -> list[tuple[str, str]]:
     return steps
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Relative to where one stands, where that is shorter."""
     try:
         return path.resolve().relative_to(Path.cwd()).as_posix()

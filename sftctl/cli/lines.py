@@ -46,7 +46,7 @@ class Lines:
 
     def started(self, *, path: Path, step: int, total_steps: int) -> None:
         self._clock = figures.Clock(step=step, total_steps=total_steps)
-        self._say(f"training: steps {step + 1} to {total_steps}, run directory {path}")
+        self._say(f"training: steps {step + 1} to {total_steps}, run directory {figures.shown(path)}")
 
     def step(self, report: StepReport) -> None:
         left, total = self._clock.seconds_left(report), self._clock.total_steps
@@ -58,7 +58,7 @@ class Lines:
         self._say(figures.evaluation_line(report))
 
     def saved(self, path: Path) -> None:
-        self._say(f"saved {path}")
+        self._say(f"saved {figures.shown(path)}")
 
     def finished(self, result: RunResult) -> None:
         if len(self._evaluations) > 1:
@@ -71,7 +71,7 @@ class Lines:
             verdict = "right" if answer.exact else f"expected {figures.one_line(answer.reference, 60)}"
             self._say(f"prompt: {figures.one_line(answer.prompt, 100)}")
             self._say(f"answer: {figures.one_line(answer.answer, 100)} ({verdict})")
-        self._say(f"finished: {result.steps} steps, run directory {result.path}")
+        self._say(f"finished: {result.steps} steps, run directory {figures.shown(result.path)}")
         for title, lines in figures.next_steps(result):
             self._say(f"{title}:")
             for line in lines.splitlines():

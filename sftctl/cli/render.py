@@ -83,7 +83,7 @@ class Screen:
 
     def started(self, *, path: Path, step: int, total_steps: int) -> None:
         self._end_stage()
-        self._print_to_copy(Text.assemble(("run directory ", "dim"), str(path)))
+        self._print_to_copy(Text.assemble(("run directory ", "dim"), figures.shown(path)))
         self._progress = Progress(
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -108,7 +108,7 @@ class Screen:
         self._print(Text(figures.evaluation_line(report)))
 
     def saved(self, path: Path) -> None:
-        self._print_to_copy(Text(f"saved {path}", style="dim"))
+        self._print_to_copy(Text(f"saved {figures.shown(path)}", style="dim"))
 
     def finished(self, result: RunResult) -> None:
         self._end_stage()
@@ -123,7 +123,9 @@ class Screen:
         if result.answers:
             self._print(_answers(result.answers))
         self._print_to_copy(
-            Text.assemble("\n", ("Done. ", "bold green"), f"{result.steps} steps, run directory {result.path}")
+            Text.assemble(
+                "\n", ("Done. ", "bold green"), f"{result.steps} steps, run directory {figures.shown(result.path)}"
+            )
         )
         for title, lines in figures.next_steps(result):
             self._print(Text(f"\n{title}", style="bold"))
