@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -9,32 +10,35 @@ import time
 import pytest
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "steps"), [(5, 30), pytest.param(60, 600, marks=pytest.mark.slow)])
 def test_killed_at_random_times_it_ends_as_the_run_that_was_never_stopped(
-    launcher, words, tmp_path, never_stopped, check, kills
+    launcher, words, tmp_path, check, kills, steps
 ):
-    """Never before the newest complete checkpoint, and at the end bit for bit the same. Moments from the claim of
-    the directory to the saving of the final model; every second one is right after a step was saved."""
+    """Never before the newest complete checkpoint, and at the end bit for bit the same. The moments are drawn from
+    all of a run's life, the claim of its directory and the resume among them; every second one follows a save."""
+    words = [*words, f"--max-steps={steps}"]
+    whole = launcher.start(*(word.replace("--run-name=run", "--run-name=whole") for word in words))
     draw = random.Random(kills)
     run = tmp_path / "run"
-    reached = 0
+    reached, seconds_to_a_step = 0, 1.0
     for kill in range(kills):
         started = launcher.start(*words)
+        began = time.monotonic()
         if kill % 2:
-            time.sleep(draw.uniform(0, 2))
+            time.sleep(draw.uniform(0, seconds_to_a_step + 0.1))
         else:
-            while started.is_running() and check.last_step(run) <= reached:
-                time.sleep(0.001)
+            started.wait_until(lambda reached=reached: check.last_step(run) > reached)
+            seconds_to_a_step = time.monotonic() - began
             time.sleep(draw.uniform(0, 0.05))
-        if started.is_running():
-            started.send(signal.SIGKILL)
-        code = started.wait()
-        assert code in (0, -signal.SIGKILL), started.said
+        started.send(signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL, started.said
         assert check.last_step(run) >= reached
         reached = check.last_step(run)
+    assert whole.wait() == 0, whole.said
     code, said = launcher.run(*words)
     assert code == 0, said
-    check.same_run(run, never_stopped)
+    assert json.loads((run / "state.json").read_text())["resumes"] > kills // 3
+    check.same_run(run, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
