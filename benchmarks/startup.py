@@ -1,8 +1,9 @@
 """What starting costs: CPU time of whole processes, as multiples of `python -c pass` in the same run.
 
 Ratios of CPU time hold on a busy machine where seconds do not. The commands take turns, so that a slow minute
-meets all of them alike; the figure is the median over the rounds. Each has the limit that the project holds
-itself to; the exit code is 1 where one is above it.
+meets all of them alike; the figure is the median over the rounds. Bytecode is cached, as in any installed
+package: a first round that does not count writes what is missing. Each process has the limit that the project
+holds itself to; the exit code is 1 where one is above it.
 
     python benchmarks/startup.py                              ours
     python benchmarks/startup.py --trl /path/to/python        beside `trl sft --help` of that environment
@@ -93,6 +94,7 @@ def cases(folder: Path, *, trl: str | None) -> list[Case]:
 def cpu_seconds(case: Case) -> float:
     """User and system time of one process, its output thrown away."""
     environment = {**os.environ, "SFTCTL_RUN__SEED": "7", "NO_COLOR": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     away = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
     process = os.posix_spawn(case.command[0], list(case.command), environment, file_actions=away)
     _, status, usage = os.wait4(process, 0)
@@ -103,7 +105,7 @@ def cpu_seconds(case: Case) -> float:
 
 
 def measure(every: Sequence[Case], *, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each case, by its name. The first round warms the caches and does not count."""
+    """CPU seconds of each case, by its name. The first round fills caches and does not count."""
     seconds: dict[str, list[float]] = {case.name: [] for case in every}
     for round_number in range(rounds + 1):
         for case in every:
