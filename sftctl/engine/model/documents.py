@@ -8,9 +8,9 @@ form a group, padded to its longest at the end, so that one causal mask serves a
 real query, and padded queries are not read back. Longest first, the documents that reach into a block of
 queries are a prefix of the group, so padding costs copies but hardly any products.
 
-    documents a a a | b b      one group, two blocks of two queries (one key-value head)
+    documents a a a | b b      one group (and one key-value head)
     gather    0 1 2 3 4 3      row 5 is a pad: it repeats b's first token
-    blocks    queries 0..1 of a and b, keys 0..1       queries 2..2 of a alone, keys 0..2
+    blocks    of two queries: 0..1 of a and b, keys 0..1; then 2 of a alone, keys 0..2
     inverse   0 1 2 3 4
 
 Shapes: T positions, K key-value heads, N documents of a group, L positions of its longest.
@@ -18,7 +18,8 @@ Shapes: T positions, K key-value heads, N documents of a group, L positions of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -29,8 +30,8 @@ from torch import Tensor
 BLOCK_LENGTH = 64
 """Queries a product takes at a time. Smaller skips more of the masked half; larger makes fewer calls."""
 
-GROUP_RATIO = 1.3
-"""A document shorter than its group's longest by this factor starts a new group."""
+GROUP_RATIO, GROUP_SLACK = 1.3, 16
+"""A document joins a group whose longest is at most this factor times it, and this many tokens, longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +62,24 @@ class Layout:
     inverse_TK: Tensor
 
 
-@dataclass(frozen=True, slots=True)
 class Documents:
     """Boundaries of a batch's documents over its T = B * L positions: int32 `[0, end of the first, ..., T]`."""
 
-    cu_seqlens: NDArray[np.int32]
-    _layouts: dict[tuple[int, torch.device], Layout] = field(default_factory=dict, repr=False)
-    _bounds: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+    def __init__(self, cu_seqlens: NDArray[np.int32]) -> None:
+        self.cu_seqlens = cu_seqlens
+        self._layouts: dict[tuple[int, torch.device], Layout] = {}
+        self._bounds: dict[torch.device, Tensor] = {}
 
     @classmethod
     def rows(cls, num_rows: int, length: int) -> Documents:
         """One document a row."""
         return cls(np.arange(0, num_rows * length + 1, length, dtype=np.int32))
 
-    @property
+    @cached_property
     def longest(self) -> int:
         return int(np.diff(self.cu_seqlens).max())
 
-    @property
+    @cached_property
     def mean_keys(self) -> float:
         """Keys that a query sees, on average, without a window."""
         lengths = np.diff(self.cu_seqlens).astype(np.int64)
@@ -119,7 +120,7 @@ def _similar(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     order = order[lengths[order] > 0]
     cuts, longest = [0], int(lengths[order[0]])
     for place, document in enumerate(order):
-        if lengths[document] * GROUP_RATIO < longest:
+        if lengths[document] * GROUP_RATIO + GROUP_SLACK < longest:
             cuts.append(place)
             longest = int(lengths[document])
     return [order[start:end] for start, end in pairwise([*cuts, len(order)])]
@@ -150,5 +151,5 @@ def _cuts(length: int) -> list[tuple[int, int]]:
     """Even blocks of about BLOCK_LENGTH: 100 -> 0..50..100, 66 -> 0..66, no sliver at the end."""
     size = BLOCK_LENGTH if length <= 16 * BLOCK_LENGTH else 2 * BLOCK_LENGTH
     number = max(1, round(length / size))
-    edges = [length * index // number for index in range(number + 1)]
+    edges = [-(-length * index // number) for index in range(number + 1)]
     return list(pairwise(edges))
