@@ -98,9 +98,17 @@ def sample(answers: Sequence[Answer], count: int) -> list[Answer]:
     return [answer for answer in answers if id(answer) in chosen]
 
 
+def harmless(text: str) -> str:
+    """Text from data or a model without what moves a cursor or recolours a terminal: pictures (␛) in its place."""
+    return text.translate(_PICTURES)
+
+
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
 def one_line(text: str, limit: int) -> str:
     """`text` on one line, cut in the middle where it is longer than `limit`: both its ends say something."""
-    line = " ".join(text.split())
+    line = harmless(" ".join(text.split()))
     if len(line) <= limit:
         return line
     half = (limit - 3) // 2

@@ -78,5 +78,5 @@ class Lines:
                 self._say(f"    {line}")
 
     def _say(self, line: str) -> None:
-        write(line)
+        write(figures.harmless(line))
         sys.stdout.flush()

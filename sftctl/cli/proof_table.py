@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sftctl.cli.figures import share
+from sftctl.cli.figures import harmless, share
 
 if TYPE_CHECKING:
     from sftctl.engine.data.proof import Example, MaskProof, SourceProof
@@ -70,7 +70,7 @@ def example_pieces(example: Example) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = []
     left = EXAMPLE_CHARACTERS
     for piece in example.pieces:
-        text = piece.text.replace("\n", "⏎")
+        text = harmless(piece.text.replace("\n", "⏎"))
         pieces.append((text[:left], piece.trained))
         left -= len(text)
         if left <= 0:

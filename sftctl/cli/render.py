@@ -65,7 +65,7 @@ class Screen:
         self._refresh()
 
     def note(self, text: str) -> None:
-        self._print(Text.assemble(("note: ", "yellow"), text))
+        self._print(Text.assemble(("note: ", "yellow"), figures.harmless(text)))
 
     def proof(self, proof: MaskProof) -> None:
         self._end_stage()
@@ -75,11 +75,11 @@ class Screen:
         self._print(table)
         for source in proof.sources:
             for line in remarks(source):
-                self._print(Text.assemble(("note: ", "yellow"), f"{source_name(source)}: {line}"))
+                self._print(Text.assemble(("note: ", "yellow"), figures.harmless(f"{source_name(source)}: {line}")))
             for example in source.examples:
                 self._print(_example(example))
         for problem in proof.violations:
-            self._print(Text.assemble(("mask problem: ", "bold red"), violation_text(problem)))
+            self._print(Text.assemble(("mask problem: ", "bold red"), figures.harmless(violation_text(problem))))
 
     def started(self, *, path: Path, step: int, total_steps: int) -> None:
         self._end_stage()

@@ -18,7 +18,7 @@ from sftctl.records import Answer, EvalReport, RunResult, StepReport
 
 ANSWERS = (
     Answer("to ISO 8601: the 4th of May 1999", "1999-05-04", "1999-05-04", stopped=True),
-    Answer("to ISO 8601: 4/5/01", "2001-05-04", "2001-04-05", stopped=True),
+    Answer("to ISO 8601: 4/5/01", "2001-05-04\x1b[2J", "2001-04-05", stopped=True),
 )
 PROOF = MaskProof(
     sources=(
@@ -37,7 +37,7 @@ PROOF = MaskProof(
             straddling_tokens=0,
             stop_tokens=("<|end|>",),
             rows_stop_trained=3990,
-            examples=(Example(1, (Piece("a question\n", False), Piece("an answer<|end|>", True))),),
+            examples=(Example(1, (Piece("a question\x1b]0;title\x07\n", False), Piece("an answer<|end|>", True))),),
             notes=("the column 'id' is not used",),
         ),
     ),
@@ -81,6 +81,8 @@ FACTS = (
     "1 of 2 answered exactly",
     "1999-05-04",
     "2001-04-05",
+    "2001-05-04␛[2J",  # what a row or a model says cannot clear the screen
+    "a question␛]0;title␇⏎",
     "AutoModelForCausalLM.from_pretrained(",
     "config.toml --changed",
     "step-20",
