@@ -378,7 +378,12 @@ def _add_product(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor, *, scale: f
         sum_VD.addmm_(grad_CV.T, hidden_CD, alpha=scale)
         return
     for block in _slices(len(sum_VD), block_size):
-        sum_VD[block].add_(torch.mm(grad_CV[:, block].T, hidden_CD), alpha=scale)
+        sum_VD[block].add_(_wide_product(grad_CV[:, block].T, hidden_CD, sum_VD.dtype), alpha=scale)
+
+
+def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """On CUDA a product of 16-bit numbers in float32, as it is summed; a CPU rounds it, once a chunk."""
+    return torch.mm(left, right, out_dtype=dtype) if left.is_cuda else torch.mm(left, right)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
