@@ -10,6 +10,7 @@ Each source is prepared for itself; mixing is an order of (source, row) over the
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,7 @@ class Prepared:
     proof: MaskProof
     tokenizer: Tokenizer = field(repr=False)
     cached: bool = False
+    prepare_seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -180,6 +182,7 @@ def prepare(
     Raises DataError: what is wrong with a source, or the violations of the mask proof, which with
     `on_mask_problem = "warn"` are left in `Prepared.proof` instead.
     """
+    started = time.perf_counter()
     if not sources:
         raise DataError(Problem(where, "there is no source", help="name one: --dataset FILE"))
     check_mixture(sources, mixing=mixing, where=where)
@@ -212,6 +215,7 @@ def prepare(
         proof=proof,
         tokenizer=tokenizer,
         cached=all(was_there for _, was_there in made),
+        prepare_seconds=time.perf_counter() - started,
     )
 
 

@@ -73,7 +73,6 @@ def data_stats(
     batch_size: int,
     sequences_per_step: int,
     packing_strategy: str | None,
-    prepare_seconds: float,
     seed: int = 0,
 ) -> DataStats:
     """Count. `batch_size` sequences make a micro-batch; `sequences_per_step` a step, over all ranks.
@@ -100,7 +99,7 @@ def data_stats(
         unpacked=unpacked,
         packed=packed,
         tokens_per_step=used.tokens / used.steps_per_epoch,
-        prepare_seconds=prepare_seconds,
+        prepare_seconds=prepared.prepare_seconds,
         cached=prepared.cached,
     )
 
