@@ -10,9 +10,11 @@ which other work on the machine disturbs less. Imports are not timed.
 
 - assignment: lengths to bins. For the peer this is `trl.data_utils.pack_dataset` on a column of empty (null) tokens,
   so that it moves nothing: its own algorithm and its own `map`, per 1,000 rows as it always is.
-- rows: the peer's `pack_dataset` on int32 tokens and labels in memory, which copies them into packed rows and stops
-  there; ours goes on to every batch of an epoch: `pack`, `EpochPlan`, `collate`.
-- batches: the peer goes on too, with its padding-free collator in a torch DataLoader.
+- rows: lengths to bins, and the int32 tokens and labels of every bin laid side by side in memory. The peer's
+  `pack_dataset` on two columns; ours `pack` and `gather`. (The peer's `wrapped` copies nothing: it keeps no
+  boundaries, so its rows are slices of the columns as they are.)
+- batches: to the int64 batches that a model takes, one epoch, shuffled. Ours: `pack`, `EpochPlan`, `collate`. Peer:
+  `pack_dataset` and its padding-free collator in a torch DataLoader.
 """
 
 from __future__ import annotations
@@ -105,6 +107,18 @@ def ours_assignment(task: Task) -> Measured:
     return clock.measured(len(bins), int(bins.length.sum()))
 
 
+def ours_rows(task: Task) -> Measured:
+    from sftctl.engine.data.collate import gather
+    from sftctl.engine.data.packing import pack
+
+    lengths = task.lengths()
+    samples = Flat(lengths)
+    clock = Clock()
+    bins = pack(lengths, task.max_length, task.strategy)
+    rows = gather(samples, bins.sample, bins.start, bins.length)
+    return clock.measured(len(bins), len(rows.input_ids))
+
+
 def ours_batches(task: Task) -> Measured:
     from sftctl.engine.data.collate import collate
     from sftctl.engine.data.packing import pack
@@ -179,7 +193,7 @@ def _peer_tokens(packed: Any) -> int:
 
 
 SIDES: dict[str, dict[str, Callable[[Task], Measured]]] = {
-    "ours": {"assignment": ours_assignment, "rows": ours_batches, "batches": ours_batches},
+    "ours": {"assignment": ours_assignment, "rows": ours_rows, "batches": ours_batches},
     "peer": {"assignment": peer_assignment, "rows": peer_rows, "batches": peer_batches},
 }
 
@@ -301,7 +315,7 @@ def machine(peer: str | None) -> str:
     if peer:
         names = ("trl", "datasets", "torch")
         code = f"from importlib.metadata import version as v; print(*(n + ' ' + v(n) for n in {names}), sep=', ')"
-        versions += ", " + subprocess.run([peer, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+        versions += ", " + subprocess.check_output([peer, "-c", code], text=True).strip()
     return f"{model}, {os.cpu_count()} cores, one thread; {versions}; load {os.getloadavg()[0]:.1f} at the end"
 
 
