@@ -39,7 +39,7 @@ Step = str | int
 MAX_DEPTH = 50
 MAX_INT = 2**63 - 1  # what TOML, and everybody's reader of JSON, can carry
 _WHOLE = re.compile(r"[-+]?\d+")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 

@@ -124,7 +124,8 @@ def test_a_file_is_carried_over(write: Callable[..., str], folder: Path) -> None
 def test_a_command_line_is_carried_over(write: Callable[..., str]) -> None:
     file = write(
         "train.sh",
-        "#!/bin/bash\naccelerate launch -m trl sft \\\n  --model_name_or_path org/model \\\n  --dataset_name 'org/rows' \\\n"
+        "#!/bin/bash\naccelerate launch -m trl sft \\\n  --model_name_or_path org/model \\\n"
+        "  --dataset_name 'org/rows' \\\n"
         "  --learning_rate=3e-4 --packing --no_gradient_checkpointing \\\n"
         "  --lora_target_modules q_proj v_proj --use_peft # the adapter\n",
     )
