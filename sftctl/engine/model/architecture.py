@@ -14,6 +14,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +168,23 @@ def field_names(config_class: type) -> set[str]:
 _ALWAYS = {"rope_theta", "rope_scaling", "per_layer_config", "tie_word_embeddings", "pad_token_id", "name_or_path"}
 
 
+@cache
+def _read_by_code(config_class: type) -> frozenset[str]:
+    """Names that a model's code reads from its config beyond the declared fields.
+
+    Qwen3-MoE's `head_dim` and Gemma 3's older `sliding_window_pattern` are such: published configs have them.
+    """
+    source = Path(inspect.getfile(config_class))
+    names: set[str] = set()
+    for file in (source, source.with_name(source.name.replace("configuration_", "modeling_"))):
+        if file.is_file():
+            names |= {name for found in _READS.findall(file.read_text(encoding="utf-8")) for name in found}
+    return frozenset(name for name in names if name and not name.startswith("_"))
+
+
+_READS = re.compile(r"""config\.(\w+)|getattr\(\s*(?:self\.)?config,\s*"(\w+)"|kwargs\.(?:pop|get)\(\s*"(\w+)\"""")
+
+
 def _refuse_unknown_fields(config_class: type, changes: Mapping[str, Any], path: str) -> None:
     problems = list(_unknown_fields(config_class, changes, path))
     if problems:
@@ -178,7 +196,7 @@ def _unknown_fields(config_class: type, changes: Mapping[str, Any], path: str) -
     parts = _parts(config_class)
     for name, value in changes.items():
         part = parts.get(name)
-        if name not in known:
+        if name not in known | _read_by_code(config_class):
             model_type = config_class.model_type  # type: ignore[attr-defined]
             nested = [key for key, part in parts.items() if name in field_names(part)]
             help = f"it belongs under {path}.{nested[0]}" if nested else _near(name, known)

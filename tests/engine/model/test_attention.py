@@ -8,33 +8,47 @@ import numpy as np
 import pytest
 import torch
 
+from sftctl.engine.model import attention
 from sftctl.engine.model.attention import (
+    BY_POSITION,
     VARLEN,
     Documents,
     forward_kwargs,
     implementation_of,
     isolation_self_test,
-    set_implementation,
+    looks_ahead,
+    resolve_implementation,
 )
-from sftctl.engine.model.generation import greedy
+from sftctl.engine.model.blockwise import Scores, blockwise_attention
 from sftctl.engine.model.loading import load_model
+from sftctl.errors import ModelError
 from sftctl.records import IGNORE_INDEX, Batch
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 VOCAB = 61
+GQA = {"num_key_value_heads": 2}
+EXPERTS = {"num_experts_per_tok": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", "num_key_value_heads": 2},
-    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8},
-    "mistral, sliding window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 4},
-    "gemma2, soft-capped": {"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4},
-    "phi": {"model_type": "phi"},
-    "olmo2": {"model_type": "olmo2", "num_key_value_heads": 2},
+    "llama": GQA,
+    "qwen3": GQA | {"head_dim": 8},
+    "mistral": GQA | {"sliding_window": 4},
+    "gemma2": GQA | {"head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.5},
+    "gemma3_text": GQA | {"head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2},
+    "phi": {},
+    "phi3": GQA | {"sliding_window": 5},
+    "olmo": GQA,
+    "olmo2": GQA,
+    "gpt_oss": GQA | EXPERTS | {"head_dim": 8, "sliding_window": 4, "num_local_experts": 4},
+    "mixtral": GQA | EXPERTS | {"num_local_experts": 4},
+    "qwen3_moe": GQA | EXPERTS | {"num_experts": 4, "moe_intermediate_size": 16},
+    "gpt_neox": {},
 }
+"""What sets each apart: grouped keys, windows, soft-capped scores, sinks (gpt_oss), experts, partial rotation (phi)."""
 
 
 def model_of(family: str, attn_implementation: str = "auto") -> Any:
-    architecture = SIZES | FAMILIES[family]
-    return load_model(
+    architecture = {"model_type": family} | SIZES | FAMILIES[family]
+    model = load_model(
         name_or_path=None,
         init="random",
         architecture=architecture,
@@ -43,6 +57,11 @@ def model_of(family: str, attn_implementation: str = "auto") -> Any:
         attn_implementation=attn_implementation,
         seed=0,
     ).eval()
+    with torch.no_grad():  # drawn with a deviation of 0.02, attention hardly tells one key from another
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(5)
+    return model
 
 
 def row_of(*documents: np.ndarray) -> Batch:
@@ -59,11 +78,9 @@ def documents(seed: int = 0, lengths: tuple[int, ...] = (9, 3, 14, 1, 6)) -> lis
 
 @pytest.mark.parametrize(
     ("family", "implementation"),
-    [
-        (family, implementation)
-        for family in FAMILIES
-        for implementation in ("auto", "sdpa", "eager")
-        if (family, implementation) != ("gemma2, soft-capped", "sdpa")  # SDPA knows no soft-cap
+    [(family, "auto") for family in FAMILIES]
+    + [
+        (family, implementation) for family in ("llama", "mistral", "gemma3_text") for implementation in BY_POSITION[:2]
     ],
 )
 def test_a_packed_document_has_the_logits_it_has_alone(family: str, implementation: str) -> None:
@@ -90,12 +107,84 @@ def test_the_gradients_are_the_sum_of_the_documents_own(family: str) -> None:
         torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_varlen_is_the_attention_of_eager() -> None:
-    ours, theirs = model_of("llama"), model_of("llama", "eager")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_varlen_is_the_attention_of_eager(family: str) -> None:
+    """Logits and gradients of one document longer than any window, against Transformers' plain implementation."""
     row = row_of(*documents(lengths=(30,)))
+    logits, gradients = [], []
+    for implementation in ("auto", "eager"):
+        model = model_of(family, implementation)
+        logits.append(model(**forward_kwargs(row, model=model)).logits)
+        logits[-1].square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_padded_batch_gives_what_a_flat_one_gives() -> None:
+    """Rows of 5 with padding as documents of their own: a a a a a | b b b - - against a a a a a b b b."""
+    model = model_of("llama")
+    first, second = documents(2, lengths=(5, 3))
+    padded = Batch(
+        input_ids=np.stack([first, np.pad(second, (0, 2))]),
+        position_ids=np.array([[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]]),
+        labels=np.full((2, 5), IGNORE_INDEX),
+        cu_seqlens=np.array([0, 5, 8, 10], np.int32),
+        weights=None,
+        num_tokens=8,
+        num_supervised=0,
+        samples=(),
+    )
     with torch.no_grad():
-        actual, expected = (m(**forward_kwargs(row, model=m)).logits for m in (ours, theirs))
+        flat = model(**forward_kwargs(row_of(first, second), model=model)).logits[0]
+        rows = model(**forward_kwargs(padded, model=model)).logits.flatten(0, 1)[:8]
+    torch.testing.assert_close(rows, flat, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gqa_keyword", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "olmo2"])
+def test_the_variable_length_kernel_is_called_for_what_it_means(
+    family: str, gqa_keyword: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in that takes torch's keywords at their word, against the blockwise path; with 2.11's keywords too."""
+    model = model_of(family)
+    row = row_of(*documents())
+    with torch.no_grad():
+        expected = model(**forward_kwargs(row, model=model)).logits
+
+    def stand_in(query, key, value, bounds, same, longest, longest_too, *, scale, window_size, enable_gqa=False):
+        assert enable_gqa or query.shape[1] == key.shape[1]
+        assert bounds.dtype == torch.int32
+        assert longest == longest_too == bounds.diff().max()
+        left, right = window_size
+        assert right == 0, "causal"
+        scores = Scores(scale, window=None if left == -1 else left + 1)
+        return blockwise_attention(query, key, value, Documents(bounds.numpy()), scores)
+
+    monkeypatch.setattr(attention, "_kernel_takes", lambda *given: True)
+    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "_KERNEL_KEYWORDS", {"enable_gqa"} if gqa_keyword else set())
+    with torch.no_grad():
+        actual = model(**forward_kwargs(row, model=model)).logits
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_on_cuda_documents_get_what_they_get_on_the_cpu(family: str) -> None:
+    """float32 by the blockwise path and bf16 by torch's kernel where it applies, against float32 on the CPU."""
+    row = row_of(*documents())
+    model = model_of(family)
+    with torch.no_grad():
+        expected = model(**forward_kwargs(row, model=model)).logits
+        model.cuda()
+        exact = model(**forward_kwargs(row, device="cuda", model=model)).logits
+        half = model.bfloat16()(**forward_kwargs(row, device="cuda", model=model)).logits
+    torch.testing.assert_close(exact.cpu(), expected, rtol=1e-3, atol=1e-3)
+    assert (half.float().cpu() - expected).norm() < 0.05 * expected.norm()
+    assert isolation_self_test(model).passed
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,28 +229,44 @@ def test_a_state_space_model_fails_the_self_test() -> None:
     assert not isolation_self_test(model).passed
 
 
-def test_documents_of_rows_are_the_rows() -> None:
-    assert Documents.rows(2, 3).cu_seqlens.tolist() == [0, 3, 6]
+def refused(requested: str, family: str = "llama", device: str = "cpu") -> str:
+    model = model_of(family)
+    with pytest.raises(ModelError) as error:
+        resolve_implementation(requested, model=model, device=torch.device(device), dtype=torch.float32)
+    return str(error.value)
 
 
-def test_greedy_answers_are_those_of_transformers() -> None:
-    """Against `generate` one prompt at a time, without a batch; stop tokens end an answer and are part of it."""
-    model = model_of("llama")
-    prompts = documents(4, lengths=(5, 8, 5, 3, 8, 5))
-    answers = greedy(model, prompts, max_new_tokens=12, stop_token_ids=(2, 7), batch_size=2)
-    set_implementation(model, "eager")
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.from_numpy(prompt)[None]
-        expected = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=[2, 7]
-        )
-        assert answer.tolist() == expected[0, len(prompt) :].tolist()
+def test_what_a_machine_or_model_does_not_have_is_refused_with_the_way_out() -> None:
+    way_out = '; set model.attn_implementation = "auto"'
+    assert refused("flash_attention_2") == (
+        "model.attn_implementation: flash_attention_2 runs on CUDA, not on cpu" + way_out
+    )
+    assert refused("flash_attention_3", device="cuda") == (
+        "model.attn_implementation: flash_attention_3 is not installed" + way_out
+    )
+    with pytest.raises(ModelError, match=r"Gemma2ForCausalLM has no sdpa attention; set model\.attn_implementation"):
+        model_of("gemma2", "sdpa")
 
 
-def test_answers_stop_where_they_should() -> None:
-    model = model_of("llama")
-    prompt = documents(5, lengths=(6,))
-    (free,) = greedy(model, prompt, max_new_tokens=6, stop_token_ids=(), batch_size=1)
-    assert len(free) == 6
-    (cut,) = greedy(model, prompt, max_new_tokens=6, stop_token_ids=(int(free[2]),), batch_size=1)
-    assert cut.tolist() == free[: free.tolist().index(free[2]) + 1].tolist()
+def test_layers_that_attend_to_chunks_are_left_to_transformers() -> None:
+    """Llama 4's layers get their chunks by a mask alone: our function would never hear of them."""
+    model = load_model(
+        name_or_path=None,
+        init="random",
+        architecture={"model_type": "llama4_text", "attention_chunk_size": 4, "head_dim": 8, "num_local_experts": 2}
+        | {**SIZES, **GQA, "intermediate_size_mlp": 48},
+        vocab_size=VOCAB,
+    )
+    assert implementation_of(model) == "sdpa"
+    assert isolation_self_test(model).passed
+
+
+def test_a_model_that_sees_later_tokens_is_seen() -> None:
+    assert not looks_ahead(model_of("gpt_neox"))
+    architecture = {"model_type": "bert", **SIZES}
+    with pytest.raises(ModelError, match="a bert model sees later tokens: it would learn to copy them; set it to true"):
+        load_model(name_or_path=None, init="random", architecture=architecture, vocab_size=VOCAB)
+    causal = load_model(
+        name_or_path=None, init="random", architecture={**architecture, "is_decoder": True}, vocab_size=VOCAB
+    )
+    assert not looks_ahead(causal)
