@@ -98,7 +98,7 @@ def for_path(path: str) -> str | None:
             return f"its path is '{leaf.path}'"
         if group in groups():
             return f"'{group}' is a group: name a setting in it, such as '{_first(group)}'"
-        return _path_hint(_guess(None, group))
+        return _trl(group) or _path_hint(_guess(None, group))
     if group not in groups():
         leaf = by_flat().get(name)
         near = leaf.path if leaf else nearest(path, leaves())
