@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -165,8 +167,7 @@ def write_tensors(path: Path, parts: Mapping[str, Tensor]) -> FileRecord:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data
+    return _flat(tensor.detach().cpu().contiguous()).data
 
 
 # ---------------------------------------------------------------------- loading
@@ -224,12 +225,30 @@ class _Reader(StorageReader):
         for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
             source = source.narrow(dimension, start, length)
         target = planner.resolve_tensor(item).detach()
-        target.copy_(source)
+        copy_bytes(target, source)
         planner.commit_tensor(item, target)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         return True
+
+
+def copy_bytes(target: Tensor, source: Tensor) -> None:
+    """`target.copy_(source)`, by one thread where both lie whole in host memory.
+
+    torch divides a copy among its threads and waits for the last. On a machine that is busy, as it is while
+    another thread writes a checkpoint, that took 0.5 to 2.6 s for 1.6 GB, and one thread 0.2 s.
+    """
+    on_host = target.device.type == source.device.type == "cpu"
+    if on_host and target.dtype == source.dtype and target.is_contiguous() and source.is_contiguous():
+        np.copyto(_flat(target), _flat(source))
+    else:
+        target.copy_(source, non_blocking=target.is_pinned())
+
+
+def _flat(tensor: Tensor) -> NDArray[np.uint8]:
+    flat: NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return flat
 
 
 def dtype_of(entry: Mapping[str, Any]) -> torch.dtype:
