@@ -38,9 +38,9 @@ Step = str | int
 
 MAX_DEPTH = 50
 MAX_INT = 2**63 - 1  # what TOML, and everybody's reader of JSON, can carry
-_WHOLE = re.compile(r"[-+]?\d+")
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
-_NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
+_WHOLE = r"[-+]?\d+"
+_NUMBER = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
+_NOT_FINITE = r"(?i)[-+]?(nan|inf|infinity)"
 
 
 class Mismatch(ValueError):
@@ -276,7 +276,7 @@ def _bool(value: Any, _: Any) -> bool:
 def _int(value: Any, _: Any) -> int:
     if isinstance(value, Text) and len(value) < 400:
         text = value.strip()
-        value = int(text) if _WHOLE.fullmatch(text) else float(text) if _NUMBER.fullmatch(text) else value
+        value = int(text) if re.fullmatch(_WHOLE, text) else float(text) if re.fullmatch(_NUMBER, text) else value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -289,7 +289,7 @@ def _int(value: Any, _: Any) -> int:
 def _float(value: Any, _: Any) -> float:
     if isinstance(value, Text):
         text = value.strip()
-        is_number = _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text)
+        is_number = re.fullmatch(_NUMBER, text) or re.fullmatch(_NOT_FINITE, text)
         value = float(text) if is_number else value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Mismatch("a number", value)

@@ -15,7 +15,7 @@ import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -27,8 +27,7 @@ ENV = "env"
 """The group that is a free table of `NAME = "text"`."""
 
 
-@attrs.frozen(kw_only=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One setting, and all that is known about it.
 
     `annotation` is the resolved type, `base` the same without None, `element` the type of a list's items
@@ -94,8 +93,7 @@ class Leaf:
         return _type_text(self.base) + (" or none" if self.optional else "")
 
 
-@attrs.frozen(kw_only=True)
-class Group:
+class Group(NamedTuple):
     """A table of the configuration. `free` is `env`: any name, no leaves."""
 
     name: str
@@ -141,7 +139,8 @@ def entry_leaves(leaf: Leaf) -> Mapping[str, Leaf]:
 
 def read_class(cls: Any, path: str) -> Iterator[Leaf]:
     """The leaves of an attrs class, from its fields and their metadata."""
-    attrs.resolve_types(cls)  # once: cattrs finds the types resolved too
+    if any(isinstance(field.type, str) for field in attrs.fields(cls)):
+        attrs.resolve_types(cls)  # once: cattrs finds the types resolved too
     for field in attrs.fields(cls):
         annotation = field.type
         base, optional = strip_none(annotation)
@@ -183,8 +182,7 @@ def strip_none(annotation: Any) -> tuple[Any, bool]:
     return rest[0], True
 
 
-@attrs.frozen
-class _Tables:
+class _Tables(NamedTuple):
     leaves: Mapping[str, Leaf]
     flat: Mapping[str, Leaf]
     groups: Mapping[str, Group]

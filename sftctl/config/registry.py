@@ -14,7 +14,6 @@ registry belongs to the process; `version` counts its changes, so that tables ma
 
 from __future__ import annotations
 
-import glob
 import importlib
 import os
 import sys
@@ -127,10 +126,14 @@ def _any_installed() -> bool:
     """Whether any package has an entry point of ours: a look into their files, a tenth of importlib.metadata's cost."""
     wanted = f"[{ENTRY_POINTS}]".encode()
     for folder in sys.path:
-        for pattern in ("*.dist-info", "*.egg-info"):
-            for path in glob.iglob(os.path.join(glob.escape(folder or "."), pattern, "entry_points.txt")):
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
                 try:
-                    with open(path, "rb") as file:
+                    with open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
                         if wanted in file.read():
                             return True
                 except OSError:

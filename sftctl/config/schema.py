@@ -6,8 +6,6 @@ from here. Leaf names are the field's own: Transformers' `TrainingArguments`, TR
 `LoraConfig`, torchrun's. No two leaves share a flat name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 

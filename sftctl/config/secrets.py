@@ -20,26 +20,30 @@ MASK = "****"
 _NAMES = frozenset(
     {"token", "hf_token", "use_auth_token", "access_token", "auth_token", "api_key", "secret", "secret_key", "password"}
 )
-_IN_ENV = re.compile(r"key|token|secret|password", re.IGNORECASE)
-_NOT_SECRET = re.compile(r"tokenizers?", re.IGNORECASE)  # TOKENIZERS_PARALLELISM
-_WRITTEN = re.compile(r"""["']?([\w.\-~]*(?:key|token|secret|password)\w*)["']?\s*[=:]\s*(\S.*)""", re.IGNORECASE)
-_HARMLESS = re.compile(
-    r"(.*\.)?(eos_token|bos_token|pad_token|unk_token|\w*tokens?_(id|ids|per_second)|max_new_tokens|num_\w*tokens"
-    r"|tokenizers?\w*)",
-    re.IGNORECASE,
+_WORDS = ("key", "token", "secret", "password")
+# Compiled when they are first asked: on the way to an error, or for a name with one of the words in it.
+_WRITTEN = r"""(?i)["']?([\w.\-~]*(?:key|token|secret|password)\w*)["']?\s*[=:]\s*(\S.*)"""
+_HARMLESS = (
+    r"(?i)(.*\.)?(eos_token|bos_token|pad_token|unk_token|\w*tokens?_(id|ids|per_second)|max_new_tokens|num_\w*tokens"
+    r"|tokenizers?\w*)"
 )
 
 
 def is_secret(path: Sequence[str | int]) -> bool:
     """Whether what stands at `path` must be masked: ("env", "HF_TOKEN"), ("model", "model_init_kwargs", "token")."""
     if len(path) > 1 and path[0] == "env" and isinstance(path[1], str):
-        return _IN_ENV.search(_NOT_SECRET.sub("", path[1])) is not None
+        return _says_secret(path[1])
     return any(isinstance(step, str) and step.lower() in _NAMES for step in path[1:])
+
+
+def _says_secret(name: str) -> bool:
+    plain = name.lower().replace("tokenizer", "")  # TOKENIZERS_PARALLELISM is none
+    return any(word in plain for word in _WORDS)
 
 
 def looks_secret(name: str, value: Any) -> bool:
     """Whether a text of that name is better not shown where nothing is lost by it: in a snippet, in a `repr`."""
-    return isinstance(value, str) and _IN_ENV.search(name) is not None and _HARMLESS.fullmatch(name) is None
+    return isinstance(value, str) and _says_secret(name) and re.fullmatch(_HARMLESS, name) is None
 
 
 def mask(value: Any, path: Sequence[str | int]) -> Any:
@@ -121,8 +125,8 @@ def _masked(origin: Origin, spans: Iterable[tuple[int, int]]) -> Origin:
 def _guess(origin: Origin) -> Origin:
     if origin.text is None or origin.column is None:
         return origin
-    match = _WRITTEN.search(origin.text)
-    if match is None or _HARMLESS.fullmatch(match.group(1)):
+    match = re.search(_WRITTEN, origin.text)
+    if match is None or re.fullmatch(_HARMLESS, match.group(1)):
         return origin
     text = origin.text[: match.start(2)] + MASK
     column = min(origin.column, len(text) + 1)

@@ -8,27 +8,21 @@ A file that is extended twice over (a diamond) is read once, where it is first n
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from sftctl.config import recipes, secrets
 from sftctl.config.nearest import nearest
-from sftctl.config.sources import json, toml, yaml
 from sftctl.config.sources.items import Document, Item, Lines, Unreadable
 from sftctl.errors import Origin, OriginKind, Problem
 
 MAX_BYTES = 10_000_000
 """A configuration is some kilobytes; whoever names a data file here is told so before it is read."""
 
-Reader = Callable[[str, str, OriginKind], Item]
 Format = Literal["toml", "yaml", "json"]
-READERS: dict[str, tuple[Format, Reader]] = {
-    ".toml": ("toml", toml.read),
-    ".yaml": ("yaml", yaml.read),
-    ".yml": ("yaml", yaml.read),
-    ".json": ("json", json.read),
-}
+FORMATS: dict[str, Format] = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
 
 def collect(files: Sequence[str | os.PathLike[str]]) -> tuple[list[Document], list[Problem]]:
@@ -60,13 +54,13 @@ def read(name: str, said_by: Origin | None = None) -> Document:
         path, kind = _recipe(name, said_by), "recipe"
     suffix = os.path.splitext(path)[1].lower()
     _must_be_readable(name, path, said_by)
-    if suffix not in READERS:
+    if suffix not in FORMATS:
         message = f"{name}: cannot tell from its name what kind of file this is"
         raise Unreadable(Problem("", message, said_by, "name it .toml, .yaml, .yml or .json"))
-    format_name, reader = READERS[suffix]
+    format_name = FORMATS[suffix]
     text = _decoded(name, path, said_by)
     try:
-        root = reader(text, name, kind) if text.strip() else Item({}, Origin(kind, name, 1, 1, 2, ""))
+        root = _reader(format_name)(text, name, kind) if text.strip() else Item({}, Origin(kind, name, 1, 1, 2, ""))
     except Unreadable as error:
         raise Unreadable(*(secrets.guess(named(each, name)) for each in error.problems)) from None
     if not isinstance(root.value, dict):
@@ -87,6 +81,13 @@ _ROOT_HELP: dict[Format, str] = {
     "yaml": "write optim: and below it, indented, learning_rate: 2e-5",
     "json": 'write {"optim": {"learning_rate": 2e-5}}',
 }
+
+
+def _reader(format_name: Format) -> Callable[[str, str, OriginKind], Item]:
+    """The reader of a kind of file, imported when there is such a file: each has patterns to compile."""
+    module = importlib.import_module(f"sftctl.config.sources.{format_name}")
+    reader: Callable[[str, str, OriginKind], Item] = module.read
+    return reader
 
 
 class _Collector:
@@ -167,7 +168,7 @@ def _near_file(path: str) -> str | None:
         siblings = os.listdir(os.path.dirname(path) or ".")
     except OSError:
         return None
-    guess = nearest(os.path.basename(path), [each for each in siblings if os.path.splitext(each)[1] in READERS])
+    guess = nearest(os.path.basename(path), [each for each in siblings if os.path.splitext(each)[1] in FORMATS])
     return f"did you mean '{os.path.join(os.path.dirname(path), guess)}'?" if guess else None
 
 

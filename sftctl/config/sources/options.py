@@ -76,7 +76,7 @@ def _option(assignment: Assignment) -> Edit:
     return Edit("set", leaf.path, localise(item, leaf, os.getcwd()))
 
 
-_PART = re.compile(r"""\s*(?:([\w-]+)|"([^"]*)"|'([^']*)')\s*(?:\.|$)""")
+_PART = r"""\s*(?:([\w-]+)|"([^"]*)"|'([^']*)')\s*(?:\.|$)"""
 
 
 def _set(assignment: Assignment) -> list[Edit]:
@@ -150,7 +150,7 @@ def _parts(path: str) -> tuple[str, ...]:
     """`model.architecture."a.b"` -> ("model", "architecture", "a.b"); nothing where it is no dotted path."""
     parts, position = [], 0
     while position < len(path):
-        match = _PART.match(path, position)
+        match = re.compile(_PART).match(path, position)
         if match is None:
             return ()
         parts.append(next(group for group in match.groups() if group is not None))

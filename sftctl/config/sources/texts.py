@@ -14,7 +14,7 @@ from sftctl.config.sources import toml
 from sftctl.config.sources.items import Item, Lines, Text
 from sftctl.errors import OriginKind
 
-_NUMBER = re.compile(r"[-+]?(\d+|(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?)")
+_NUMBER = r"[-+]?(\d+|(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?)"
 
 
 def read(shown: str, start: int, name: str, kind: OriginKind, leaf: Leaf | None) -> Item:
@@ -54,7 +54,7 @@ def bare(item: Item) -> Item:
     words: dict[str, Any] = {"true": True, "false": False, "none": None}
     if text in words:
         return Item(words[text], item.origin, item.key)
-    if _NUMBER.fullmatch(text) and len(text) < 400:
+    if re.fullmatch(_NUMBER, text) and len(text) < 400:
         return Item(int(text) if text.lstrip("+-").isdigit() else float(text), item.origin, item.key)
     return Item(text, item.origin, item.key)
 

@@ -164,15 +164,15 @@ class _Scanner:
         self.position += 1
 
 
-_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_BARE = re.compile(r"^\s*[\w.\"-]+\s*=\s*([A-Za-z_][\w./:@-]*)")
-_COLON = re.compile(r"^\s*[\w-]+\s*:")
+_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
+_BARE = r"^\s*[\w.\"-]+\s*=\s*([A-Za-z_][\w./:@-]*)"
+_COLON = r"^\s*[\w-]+\s*:"
 
 
 def _problem(error: ValueError, lines: Lines) -> Problem:
     """tomllib's complaint in our words, with the place and what to do."""
     complaint = str(error)
-    place = _PLACE.search(complaint)
+    place = re.search(_PLACE, complaint)
     if place is None:
         return Problem("", "holds a number with too many digits", lines.at(1, 1))
     reason = complaint[: place.start()]
@@ -192,7 +192,7 @@ def _problem(error: ValueError, lines: Lines) -> Problem:
     return Problem("", f"is not valid TOML: {reason[:1].lower()}{reason[1:]}", origin, _help(origin.text or ""))
 
 
-_OPEN = re.compile(r"""^[^"'#]*(?:"(?:[^"\\]|\\.)*"[^"'#]*|'[^']*'[^"'#]*)*(["'])""")
+_OPEN = r"""^[^"'#]*(?:"(?:[^"\\]|\\.)*"[^"'#]*|'[^']*'[^"'#]*)*(["'])"""
 
 
 def _unclosed(origin: Origin, lines: Lines) -> Origin | None:
@@ -200,7 +200,7 @@ def _unclosed(origin: Origin, lines: Lines) -> Origin | None:
     assert origin.line is not None
     for number in range(origin.line, max(0, origin.line - 3), -1):
         text = lines.line(number)
-        match = _OPEN.match(text)
+        match = re.match(_OPEN, text)
         if match is not None and not text.startswith(match.group(1) * 3, match.start(1)):
             rest = text[match.start(1) + 1 :]
             if match.group(1) not in rest:
@@ -235,9 +235,9 @@ def _duplicate(origin: Origin, lines: Lines) -> Problem:
 
 def _help(line: str) -> str | None:
     """What to write instead of the usual slips."""
-    if _COLON.match(line):
+    if re.match(_COLON, line):
         return "TOML puts '=' between key and value, not ':'"
-    bare = _BARE.match(line)
+    bare = re.match(_BARE, line)
     if bare is None:
         return None
     word = bare.group(1)

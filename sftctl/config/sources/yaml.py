@@ -13,7 +13,7 @@ from typing import Any
 from sftctl.config.sources.items import Item, Lines, Unreadable
 from sftctl.errors import Origin, OriginKind, Problem
 
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 """Anchors can make a small file enormous; a configuration has some hundred nodes."""
 
 _IMPLICIT = "?"
