@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,7 @@ STATE = "state.json"
 ORIGINS = "origins.json"
 LOCK = ".lock"
 REPLACED = ".replaced"
+PROGRESS_SECONDS = 2.0
 
 Claim = Literal["new", "resume", "finished"]
 """What a claimed directory is: empty, a run to go on with, or one that is done."""
@@ -57,6 +59,7 @@ class RunDirectory:
         self.claim = claim
         self._lock = lock
         self._made = tuple(made)
+        self._written = time.monotonic()
         self.config = path / "config.toml"
         self.origins = path / ORIGINS
         self.environment = path / "environment.json"
@@ -73,10 +76,18 @@ class RunDirectory:
         return self._lock is not None and self._lock.supported
 
     def update(self, phase: Phase, **changes: Any) -> None:
-        """Write the state: `step`, `total_steps`, `metrics`, `message`. Does nothing on other ranks."""
+        """Write the state: `step`, `total_steps`, `metrics`, `message`. Does nothing on other ranks.
+
+        A step further within one phase is written every few seconds at most: two flushes of the device take as
+        long as a step of a small model.
+        """
+        now = time.monotonic()
+        is_progress = phase == self.state.phase and changes.keys() == {"step"}
         self.state = changed(self.state, phase=phase, **changes)
-        if self._lock is not None:
-            write_state(self.path / STATE, self.state)
+        if self._lock is None or (is_progress and now - self._written < PROGRESS_SECONDS):
+            return
+        write_state(self.path / STATE, self.state)
+        self._written = now
 
     def begin(self, *, total_steps: int, step: int = 0) -> None:
         """The first step is next: from here on the directory is kept, and one that it replaces is gone."""
@@ -105,9 +116,16 @@ class RunDirectory:
             if error is not None and self.state.phase == "running":
                 stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                 with contextlib.suppress(SftctlError):  # a full disk must not hide the first error
-                    self.update("interrupted" if stopped else "failed", message=str(error) or type(error).__name__)
+                    self.update("interrupted" if stopped else "failed", message=_what_happened(error))
         finally:
             self.close()
+
+
+def _what_happened(error: BaseException) -> str:
+    """What is wrong, without what to do about it: that is for whoever was there."""
+    if isinstance(error, SftctlError):
+        return "; ".join(problem.message for problem in error.problems)
+    return str(error) or type(error).__name__
 
 
 # ---------------------------------------------------------------------- claiming

@@ -9,6 +9,7 @@ among them, are written before its checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,23 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file, also of one that is being written. Raises RunError for a damaged line."""
     for _, record in _lines(path):
         yield {key: number_from_json(value) for key, value in record.items()}
+
+
+def last_record(path: Path, *, having: str) -> dict[str, Any] | None:
+    """The last record with the figure `having`, from the end of the file alone; None where there is none near it."""
+    try:
+        with open(path, "rb") as file:
+            start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines[1 if start else 0 : -1]):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and having in record:
+                return {key: number_from_json(value) for key, value in record.items()}
+    return None
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -45,6 +63,9 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 def _damaged(path: Path, number: int, reason: str) -> RunError:
     return RunError(Problem("", f"line {number} of {path} is damaged: {reason}", help="remove that line to go on"))
+
+
+TAIL_BYTES = 64 << 10
 
 
 class MetricsWriter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sftctl.errors import Problem, RunError, SftctlError
 from sftctl.runs.directory import LOCK, RunDirectory, attach, run_directories
 from sftctl.runs.lock import is_held
 from sftctl.runs.manifest import MANIFEST, list_steps, step_folder
-from sftctl.runs.metrics import read_metrics
+from sftctl.runs.metrics import last_record, read_metrics
 from sftctl.runs.state import RunState
 
 
@@ -70,14 +70,14 @@ def _summarise(path: Path) -> RunSummary:
     except SftctlError as error:
         return RunSummary(path.name, path, "damaged", problem=str(error))
     state = run.state
-    loss = state.metrics.get("loss")
+    last = last_record(run.metrics, having="loss") or {}  # nearer to the end than the state
     return RunSummary(
         name=path.name,
         path=path,
         phase=phase_of(path, state),
-        step=state.step,
+        step=max(state.step, last.get("step", 0)),
         total_steps=state.total_steps,
-        loss=loss if isinstance(loss, float) else None,
+        loss=last.get("loss"),
         updated=state.updated,
         num_bytes=disk_bytes(path),
     )
@@ -98,8 +98,6 @@ def show_run(path: Path) -> RunReport:
             first_loss = record["loss"] if first_loss is None else first_loss
         if any(name.startswith("eval_") for name in record):
             evaluation = record
-    if last:  # nearer to the end than the state, which is written less often
-        summary = replace(summary, step=max(summary.step, last["step"]), loss=last["loss"])
     return RunReport(
         summary=summary,
         state=run.state,

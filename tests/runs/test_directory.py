@@ -13,7 +13,7 @@ from sftctl.errors import Interrupted, Problem, RunError, TrainingError
 from sftctl.runs.directory import Identity, attach, claim, default_name, newest_same, run_directories
 from sftctl.runs.files import write_json
 from sftctl.runs.lock import is_held
-from sftctl.runs.state import read_state
+from sftctl.runs.state import read_state, write_state
 
 SETTINGS = {"optim": {"learning_rate": 1e-3}, "checkpoint": {"save_steps": 10}, "run": {"run_name": None}}
 IDENTITY = Identity("quick start.toml", "3fa9c1d2e3", SETTINGS)
@@ -92,6 +92,29 @@ def test_how_a_run_ended_is_recorded(tmp_path, error, phase):
     assert not is_held(run.path / ".lock")
 
 
+def test_progress_is_written_now_and_then_and_an_end_always(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 1.0, 1.9, 2.0, 2.1, 2.2])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    written = []
+    with claim(tmp_path, IDENTITY, run_name="a") as run:
+        run.begin(total_steps=100)
+        for step in range(1, 5):
+            run.update("running", step=step)
+            written.append(read_state(run.path / "state.json").step)
+        run.update("finished")
+    assert written == [0, 0, 3, 3]
+    assert read_state(run.path / "state.json").step == 4
+
+
+def test_what_is_recorded_is_what_happened_and_not_what_to_do(tmp_path):
+    run = claim(tmp_path, IDENTITY, run_name="a")
+    run.begin(total_steps=100)
+    ended_by(
+        run, TrainingError(Problem("", "the loss is nan", help="lower the learning rate"), Problem("", "at step 3"))
+    )
+    assert read_state(run.path / "state.json").message == "the loss is nan; at step 3"
+
+
 def test_a_secret_in_an_error_does_not_reach_the_disk(tmp_path):
     run = claim(tmp_path, IDENTITY, run_name="a")
     run.begin(total_steps=100)
@@ -127,8 +150,8 @@ def test_a_clock_that_jumps_back_does_not_change_which_run_is_the_newest(tmp_pat
     for hour in (12, 11):
         with claim(tmp_path, IDENTITY, resume="never", now=NOON.replace(hour=hour)) as run:
             run.begin(total_steps=100)
-            run.state = dataclasses.replace(run.state, started=f"2026-11-24T{hour}:00:00+00:00")
-            run.update("running")
+            state = dataclasses.replace(run.state, started=f"2026-11-24T{hour}:00:00+00:00")
+            write_state(run.path / "state.json", state)
     assert newest_same(tmp_path, IDENTITY.digest) == run.path
     assert run.path.name < "quick-start.toml-20261124-12"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftctl.errors import RunError
-from sftctl.runs.metrics import MetricsWriter, cut_after, read_metrics
+from sftctl.runs.metrics import MetricsWriter, cut_after, last_record, read_metrics
 
 
 def write(path, steps, after_step=0):
@@ -90,3 +90,18 @@ def test_a_full_disk_leaves_whole_lines_and_goes_on_when_there_is_room(tiny_disk
         writer.append({"step": 2})
         writer.sync()
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
+
+
+def test_the_last_record_is_found_from_the_end_of_a_long_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_record(path, having="loss") is None
+    with MetricsWriter(path) as writer:
+        for step in range(1, 2001):
+            writer.append({"step": step, "loss": float("nan") if step == 2000 else 1.0, "filling": "x" * 50})
+        writer.append({"step": 2000, "eval_loss": 1.0})
+    with open(path, "ab") as file:
+        file.write(b'{"step": 2001, "loss": 1')
+    found = last_record(path, having="loss")
+    assert found["step"] == 2000
+    assert found["loss"] != found["loss"]
+    assert last_record(path, having="nothing") is None

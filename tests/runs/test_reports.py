@@ -18,7 +18,7 @@ def make(output_dir, name, phase="running", step=3):
                 metrics.append({"step": number, "loss": 4.0 / number})
             metrics.append({"step": step, "eval_loss": 1.5})
         run.config.write_text("")
-        run.update(phase, step=step, metrics={"loss": 4.0 / step})
+        run.update(phase, step=step)
     return run.path
 
 
@@ -26,6 +26,7 @@ def test_a_run_without_its_process_is_interrupted(tmp_path):
     path = make(tmp_path, "killed")
     (summary,) = list_runs(tmp_path)
     assert (summary.name, summary.phase, summary.step, summary.total_steps) == ("killed", "interrupted", 3, 10)
+    assert summary.loss == 4.0 / 3
     assert show_run(path).how_to_resume == f"sftctl train {path}/config.toml --resume {path}"
 
 
