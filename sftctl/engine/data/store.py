@@ -31,7 +31,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftctl.engine.data.digests import DIGEST_BYTES, digest_of_file
+from sftctl.engine.data.digests import DIGEST_BYTES, digest_of_file, digest_of_text
 from sftctl.engine.data.labels import Chunk
 from sftctl.engine.data.ledger import DROPPED, Dropped, DroppedBook, DroppedFile
 
@@ -44,7 +44,7 @@ DTYPES: dict[str, Any] = {
     "answers": np.int32,
     "rows": np.int64,
 }
-INDEX = "index.json"
+INDEX = "index"
 TRAINED, STRADDLES = 1, 2
 NOTHING = hashlib.blake2b(digest_size=DIGEST_BYTES).hexdigest()
 
@@ -119,7 +119,7 @@ class Writer:
             index["digests"] = {name: self._hash[name].hexdigest() for name in names}
             if len(self.dropped):
                 index["dropped"] = digest_of_file(self._folder / DROPPED)
-            (self._folder / INDEX).write_text(json.dumps(index))
+            _write_index(self._folder, index)
             return read_store(self._folder)
         arrays = {name: _joined(self._parts[name], name) for name in names}
         return _store(arrays, fingerprint, meta, self.dropped.rows())
@@ -146,16 +146,31 @@ class Writer:
             self._put("weights", np.ones(min(step, count - start), np.float32))
 
 
+def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """The index, and the digest of its own text: the ledger and the proof stand in it, so it is held to one too."""
+    text = json.dumps(index)
+    (folder / INDEX).write_text(f"{digest_of_text(text)}\n{text}")
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The index; ValueError where its text is not what was written."""
+    digest, _, text = (folder / INDEX).read_text().partition("\n")
+    if digest_of_text(text) != digest:
+        raise ValueError(f"{folder / INDEX} is damaged")
+    index: dict[str, Any] = json.loads(text)
+    return index
+
+
 def read_store(folder: Path) -> Store:
     """Memory-map an entry. Raises OSError, ValueError or KeyError where it is not whole."""
-    index = json.loads((folder / INDEX).read_text())
+    index = _read_index(folder)
     arrays = {name: _mapped(folder / name, name) for name in index["digests"]}
     return _store(arrays, index["fingerprint"], index["meta"], DroppedFile(folder / DROPPED))
 
 
 def check_store(folder: Path) -> None:
     """Read an entry whole and hold it against its digests; raises ValueError where they differ."""
-    index = json.loads((folder / INDEX).read_text())
+    index = _read_index(folder)
     digests = dict(index["digests"])
     if "dropped" in index:
         digests[DROPPED] = index["dropped"]

@@ -13,6 +13,7 @@ import pytest
 
 from sftctl.engine.data import cache
 from sftctl.engine.data.prepare import Prepared, Source, default_cache_dir, prepare
+from sftctl.engine.data.store import INDEX, check_store
 from sftctl.engine.model.tokenizer import byte_tokenizer
 from sftctl.errors import DataError
 
@@ -79,7 +80,7 @@ def test_every_change_makes_another_entry(write_rows: Callable[..., str], folder
     assert not run(path, folder).cached
 
 
-@pytest.mark.parametrize("name", ["ids", "flags", "lengths", "answers", "rows", "whole", "index.json"])
+@pytest.mark.parametrize("name", ["ids", "flags", "lengths", "answers", "rows", "whole", "index"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
 def test_a_damaged_entry_is_made_again(write_rows: Callable[..., str], folder: Path, name: str, damage: str) -> None:
     path = write_rows(ROWS)
@@ -98,6 +99,21 @@ def test_a_damaged_entry_is_made_again(write_rows: Callable[..., str], folder: P
     assert not after.cached
     assert [after.sample(index).labels.tolist() for index in range(len(after))] == labels
     assert run(path, folder).cached
+
+
+def test_no_flipped_bit_of_the_index_is_believed(write_rows: Callable[..., str], folder: Path) -> None:
+    """The counts of the ledger and of the mask proof stand in it."""
+    run(write_rows(ROWS), folder)
+    (entry,) = entries(folder)
+    whole = (entry / INDEX).read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (entry / INDEX).write_bytes(damaged)
+        with pytest.raises(ValueError):
+            check_store(entry)
+    (entry / INDEX).write_bytes(whole)
+    check_store(entry)
 
 
 def test_rows_left_out_come_back_from_the_cache_and_their_damage_is_found(
