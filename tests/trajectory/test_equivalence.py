@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from sftctl.engine import assemble
+from sftctl.engine.offloading import ActivationOffloading
 
 CUT = {
     "2 micro-batches of 12": ["--per-device-train-batch-size=12", "--gradient-accumulation-steps=2"],
@@ -56,13 +60,31 @@ def base(request: pytest.FixtureRequest, train_module: Callable[..., Path]) -> t
     return loss_type, curve(train_module(f"--loss-type={loss_type}", name=f"base-{loss_type}"))
 
 
+@pytest.fixture
+def offloaded(monkeypatch: pytest.MonkeyPatch) -> list[ActivationOffloading]:
+    """Offloading moves tensors of any size here: none of this model's reaches the usual threshold."""
+    made: list[ActivationOffloading] = []
+
+    def make(model: Any) -> ActivationOffloading:
+        made.append(ActivationOffloading(model, min_offload_bytes=0))
+        return made[-1]
+
+    monkeypatch.setattr(assemble, "ActivationOffloading", make)
+    return made
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_same_global_batch_gives_the_same_curve(
-    variant: str, base: tuple[str, dict[str, np.ndarray]], train: Callable[..., Path]
+    variant: str,
+    base: tuple[str, dict[str, np.ndarray]],
+    train: Callable[..., Path],
+    offloaded: list[ActivationOffloading],
 ) -> None:
     """Loss, gradient norm, entropy, accuracy and counts do not depend on how a batch is cut, laid out or stored."""
     loss_type, expected = base
     actual = curve(train(f"--loss-type={loss_type}", *VARIANTS[variant]))
+    assert len(offloaded) == ("--activation-offloading" in VARIANTS[variant])
+    assert all(each.statistics.bytes_to_host > 0 for each in offloaded)
     np.testing.assert_array_equal(actual["num_trained_tokens"], expected["num_trained_tokens"])
     np.testing.assert_array_equal(actual["learning_rate"], expected["learning_rate"])
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=1e-5)
