@@ -245,11 +245,20 @@ def hint(name: str) -> str | None:
     return f"TRL's {name} has no counterpart: {field.why}"
 
 
-def table() -> str:
-    """The mapping as a Markdown table, for docs/reference."""
-    lines = ["| TRL's field | of | here |", "|---|---|---|"]
+def page() -> str:
+    """The mapping as a page of the reference, in Markdown: docs/reference/trl.md."""
+    lines = [
+        "# TRL's settings, and ours",
+        "",
+        "Where each field of TRL 1.16 goes, or why it goes nowhere. `sftctl config import FILE` reads a TRL YAML, or a",
+        "command line with its flags, by this table. Made from `sftctl/config/trl.py`.",
+        "",
+        "| TRL's field | of | here |",
+        "|---|---|---|",
+    ]
     for name, field in FIELDS.items():
         here = ", ".join(f"`{path}`" for path in field.to)
         note = f" ({field.why})" if here and field.why else field.why
-        lines.append(f"| `{name}` | {field.source} | {here}{note} |")
+        source = "an earlier version" if field.source == "earlier" else field.source
+        lines.append(f"| `{name}` | {source} | {here}{note} |")
     return "\n".join(lines) + "\n"

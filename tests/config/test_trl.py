@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sftctl.config.suggest import for_key
 from sftctl.config.trl_import import import_trl
 from sftctl.errors import ConfigError
 
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "trl.md"
 FIELDS_OF_TRL = Path(__file__).with_name("trl_1_16_fields.json")
 
 
@@ -222,7 +224,10 @@ def test_what_a_file_names_is_what_loads(
             assert getattr(getattr(bundle, leaf.group), leaf.name) == (True if leaf.base is bool else value)
 
 
-def test_the_table_names_every_field() -> None:
-    table = trl.table()
+def test_the_page_of_the_reference_is_made_from_the_mapping() -> None:
+    """After a change of the mapping: WRITE_REFERENCE=1 pytest tests/config/test_trl.py"""
+    if os.environ.get("WRITE_REFERENCE"):
+        PAGE.write_text(trl.page())
+    assert PAGE.read_text() == trl.page()
     for name in trl.FIELDS:
-        assert f"| `{name}` |" in table
+        assert f"| `{name}` |" in trl.page()
