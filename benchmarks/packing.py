@@ -209,8 +209,9 @@ def serve(side: str) -> None:
 class Side:
     """A process that measures tasks."""
 
-    def __init__(self, side: str, python: str) -> None:
-        command = [python, str(Path(__file__).resolve()), "--serve", side]
+    def __init__(self, name: str, python: str) -> None:
+        self.name = name
+        command = [python, str(Path(__file__).resolve()), "--serve", name]
         quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
@@ -223,7 +224,7 @@ class Side:
         print(json.dumps(asdict(task)), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.process.args}: ended without an answer")
+            raise SystemExit(f"the process of {self.name} ended without an answer; its errors are above")
         return Measured(**json.loads(answer))
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ TRAIN_ROWS, EVAL_ROWS = 8000, 400
 
 # The locale must not reach the bytes, so no name comes from `calendar` or `strftime`.
 MONTHS = tuple(
-    "January February March April May June July August September October November December".split()  # noqa: SIM905
+    "January February March April May June July August September October November December".split()  # noqa: SIM905 - twelve words read better than twelve quoted ones
 )
 ROMAN_MONTHS = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
