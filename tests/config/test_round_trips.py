@@ -15,19 +15,20 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import sftctl
-from sftctl.config import availability, scaffold, show
+from sftctl.config import availability, scaffold, secrets, show
 from sftctl.config.leaves import Leaf, entry_leaves, leaves
 from sftctl.config.resolve import resolve
 from sftctl.config.schema import Bundle
 from sftctl.errors import ConfigError
 
-# Not the text none, which no source can tell from no value, and nothing that no file can hold.
+# Not the text none, which no source can tell from no value, nothing that no file can hold, and no name of a secret,
+# whose value no dump shows.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8).filter(
     lambda text: text.strip() and text != "none"
 )
 names = st.text(
     st.characters(codec="utf-8", exclude_characters="\0=", exclude_categories=["Cs"]), min_size=1, max_size=6
-)
+).filter(lambda name: not secrets.is_secret(("model", name)))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | numbers | texts
 free = st.recursive(
