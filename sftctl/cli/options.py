@@ -95,6 +95,9 @@ class _Reader:
         for take in (self._switch, self._sugar, self._leaf, self._negated):
             if take(typed, key, value):
                 return
+        if self.usage.words and self.usage.words.may_be_options:
+            self.words.append(typed)
+            return
         self._unknown(typed)
         if value is None and self.rest and not self.rest[0].startswith("-") and not _may_be_file(self.rest[0]):
             self.rest.popleft()  # what was meant as its value is no missing file too

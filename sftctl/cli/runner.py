@@ -86,11 +86,17 @@ def _run(train: Train) -> dict[str, Any]:
         return {"stopped": True}
     except SftctlError as error:
         report(error)
-        return {"problem": str(error).partition("\n")[0]}
+        return {"problem": _first_clause(error)}
     except Exception as error:
         traceback.print_exc()
         return {"problem": f"a bug of ours: {type(error).__name__}: {error}"}
     return {"path": str(result.path), "metrics": dict(result.last_metrics)} if result is not None else {}
+
+
+def _first_clause(error: SftctlError) -> str:
+    """What went wrong, short enough for a table: the whole of it was just written."""
+    message = error.problems[0].message if error.problems else str(error)
+    return message.partition("\n")[0].partition("; ")[0]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from sftctl.cli.runner import Ended, run_apart
 from sftctl.cli.switches import Example, Switch, Usage
 from sftctl.cli.terminal import has_colour, styled, text_table, write
 from sftctl.cli.train import train_resolved
+from sftctl.config.paths import shorten
 from sftctl.config.resolve import Resolved
 from sftctl.config.rules import ready
 from sftctl.config.sources.options import Assignment
@@ -30,6 +31,10 @@ from sftctl.config.sweep import Point, points
 from sftctl.errors import ConfigError, Interrupted, Problem
 
 FAILED = 1
+SCALES = (
+    "note: these losses are not of one scale: compare by another eval.metric_for_best_model, such as\n"
+    "      eval_mean_token_accuracy, which needs data.eval_datasets or data.test_split_size"
+)
 LOWER_IS_BETTER = ("loss", "entropy", "perplexity")
 
 USAGE = Usage(
@@ -108,9 +113,15 @@ def _compare(grid: Sequence[Point], ended: Sequence[Ended], wanted: str) -> None
     rows = []
     for point, each in sorted(zip(grid, ended, strict=True), key=order):
         values = point.settings.values()
-        rows.append((*values, _figure(name, each.metrics.get(name)), each.problem or each.path))
+        rows.append((*values, _figure(name, each.metrics.get(name)), _outcome(each)))
     head = [*(path.rpartition(".")[2] for path in grid[0].settings), f">{name}", "run"]
     write("\n".join(text_table(head, rows, colour=has_colour(sys.stdout))))
+    if name in ("loss", "eval_loss") and len({point.settings.get("sft.loss_type") for point in grid}) > 1:
+        write(SCALES)
+
+
+def _outcome(ended: Ended) -> str:
+    return f"failed: {ended.problem}" if ended.problem else shorten(ended.path)
 
 
 def _figure(name: str, value: Any) -> str:

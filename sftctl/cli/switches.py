@@ -47,6 +47,8 @@ class Words(NamedTuple):
     most: int | None = None
     recipes: bool = False
     candidates: Candidates | None = None
+    may_be_options: bool = False
+    """Whether an unknown option is a word: `config explain --learning-rate` asks about it."""
 
     @property
     def label(self) -> str:

@@ -16,6 +16,8 @@ from sftctl.config.show import show
 from sftctl.config.values import show_value
 from sftctl.errors import ConfigError, Problem
 
+LISTED = "'sftctl config explain' lists every setting"
+
 
 @attrs.frozen
 class Explanation:
@@ -44,7 +46,7 @@ class GroupOverview:
 
 def explain(key: str) -> Explanation | GroupOverview:
     """What a key is. Raises ConfigError with a suggestion for one that is nothing."""
-    word = key.strip()
+    word = key.strip().partition("=")[0]
     if word in groups():
         return overview(word)
     leaf = _find(word)
@@ -52,7 +54,7 @@ def explain(key: str) -> Explanation | GroupOverview:
         return of_leaf(leaf)
     from sftctl.config import suggest  # only on the way to an error
 
-    raise ConfigError(Problem(word, "there is no such setting", help=suggest.for_path(_plain(word))))
+    raise ConfigError(Problem(word, "there is no such setting", help=suggest.for_path(_plain(word)) or LISTED))
 
 
 def overview(name: str) -> GroupOverview:

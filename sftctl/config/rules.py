@@ -125,21 +125,26 @@ INERT: tuple[Inert, ...] = (
         ("optim.warmup_steps",),
         lambda b: b.optim.lr_scheduler_type != "constant",
         "optim.lr_scheduler_type",
-        'optim.lr_scheduler_type = "constant_with_warmup"',
+        'an optim.lr_scheduler_type other than "constant"',
     ),
     Inert(
         ("optim.min_lr_ratio",),
         lambda b: b.optim.lr_scheduler_type not in _NO_END,
         "optim.lr_scheduler_type",
-        'optim.lr_scheduler_type = "cosine" or another that falls',
+        'an optim.lr_scheduler_type that falls, such as "cosine"',
     ),
     Inert(
         ("optim.betas",),
         lambda b: b.optim.optimizer in ("adamw", "adamw_8bit", "muon"),
         "optim.optimizer",
-        'optim.optimizer = "adamw"',
+        'an optim.optimizer with moments, such as "adamw"',
     ),
-    Inert(("optim.epsilon",), lambda b: b.optim.optimizer != "sgd", "optim.optimizer", 'optim.optimizer = "adamw"'),
+    Inert(
+        ("optim.epsilon",),
+        lambda b: b.optim.optimizer != "sgd",
+        "optim.optimizer",
+        'an optim.optimizer other than "sgd"',
+    ),
     Inert(
         ("eval.generate_samples", "eval.eval_on_start", "eval.early_stopping_patience", "eval.load_best_model_at_end"),
         _evaluates,
@@ -221,7 +226,7 @@ def _missing(path: str, value: str, origin: Origin) -> Problem:
 def _inert(rule: Inert, path: str, facts: Facts) -> Problem:
     message = f"{show_value(facts.value(path))} has no effect: it needs {rule.wanted}"
     related = (facts.origin(rule.switch),) if rule.switch in facts.ranks else ()
-    return Problem(path, message, facts.origin(path), f"turn that on, or remove {path}", related)
+    return Problem(path, message, facts.origin(path), f"set that, or remove {path}", related)
 
 
 def _idle_weights(facts: Facts) -> Iterator[tuple[Problem, bool]]:
@@ -360,7 +365,8 @@ def related(path: str) -> tuple[str, ...]:
         if path in rule.paths:
             found.append(f"has no effect without {rule.wanted}")
         elif path == rule.switch:
-            found.append(f"{', '.join(rule.paths)} need {rule.wanted}")
+            verb = "needs" if len(rule.paths) == 1 else "need"
+            found.append(f"{', '.join(rule.paths)} {verb} {rule.wanted}")
     return tuple(found)
 
 

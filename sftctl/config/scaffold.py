@@ -9,6 +9,7 @@ loads equal to the bundle that it was made from.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -83,6 +84,8 @@ def write(path: str, text: str, *, force: bool = False) -> None:
             file.write(text)
         os.replace(aside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(Problem("", f"{path}: cannot be written: {reason}", help="name another place")) from None
 
@@ -172,5 +175,7 @@ def _shortened(value: Any, leaf: Leaf, folder: str | None) -> Any:
 
 
 def _relative(path: str, folder: str) -> str:
+    if path == folder:
+        return "."
     inside = path.startswith(folder.rstrip(os.sep) + os.sep)
     return f"./{os.path.relpath(path, folder)}" if inside else path

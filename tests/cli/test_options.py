@@ -120,6 +120,11 @@ def test_after_two_dashes_everything_is_a_word() -> None:
     assert read("--", "--packing", "-x").words == ("--packing", "-x")
 
 
+def test_a_command_may_ask_about_an_option() -> None:
+    usage = Usage("", words=Words("KEY", "a key", most=1, may_be_options=True))
+    assert parse(["--learning-rate"], usage, command="sftctl config explain").words == ("--learning-rate",)
+
+
 ABBREVIATED = "options are not abbreviated: did you mean"
 LISTED = "'sftctl train --help' lists the options"
 MISTAKES = [

@@ -51,6 +51,8 @@ def test_every_combination_is_run_and_the_best_comes_first(sftctl: Sftctl, losse
         "1e-5           nll        1.0000  runs/lr1e-05\n"
         "2e-5           dft        1.0000  runs/lr2e-05\n"
         "2e-5           nll        2.0000  runs/lr2e-05\n"
+        "note: these losses are not of one scale: compare by another eval.metric_for_best_model, such as\n"
+        "      eval_mean_token_accuracy, which needs data.eval_datasets or data.test_split_size\n"
     )
 
 
@@ -79,9 +81,9 @@ def test_a_run_that_fails_does_not_stop_the_others(sftctl: Sftctl, losses: Calla
     assert "error: the loss is not finite" in err
     table = out[out.index("seed") :].splitlines()[-4:]
     assert table[0] == "4     0.2500  runs/lr1e-05"
-    assert table[1] == "1          -  the loss is not finite; lower the learning rate"
-    assert table[2] == "2          -  the process was killed by SIGKILL"
-    assert table[3] == "3          -  a bug of ours: ZeroDivisionError: oops"
+    assert table[1] == "1          -  failed: the loss is not finite"
+    assert table[2] == "2          -  failed: the process was killed by SIGKILL"
+    assert table[3] == "3          -  failed: a bug of ours: ZeroDivisionError: oops"
 
 
 def test_a_sweep_that_is_stopped_says_where(sftctl: Sftctl, losses: Callable[[Loss], None]) -> None:

@@ -69,3 +69,19 @@ def test_nothing_is_overwritten_without_force(write: Callable[..., str], folder:
 def test_a_place_that_cannot_be_written_is_said(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"no/run\.toml: cannot be written: no such file or directory"):
         scaffold.write("no/run.toml", "x")
+
+
+def test_a_folder_in_its_place_leaves_nothing_behind(folder: Path) -> None:
+    (folder / "run.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"run\.toml: cannot be written: is a directory"):
+        scaffold.write("run.toml", "x", force=True)
+    assert [path.name for path in folder.iterdir()] == ["run.toml"]
+
+
+@pytest.mark.parametrize("format", ["toml", "yaml"])
+def test_the_folder_of_the_file_is_a_dot(format: scaffold.Format, folder: Path) -> None:
+    bundle = sftctl.load(overrides={"run.output_dir": str(folder)})
+    file = folder / f"run.{format}"
+    file.write_text(scaffold.scaffold(bundle, format, folder=str(folder)), encoding="utf-8")
+    assert f"{folder}" not in file.read_text(encoding="utf-8")
+    assert sftctl.load(file) == bundle

@@ -25,7 +25,13 @@ def _keys() -> tuple[str, ...]:
 USAGE = Usage(
     summary="Explain a setting: its meaning, type, default, choices, spellings and rules.",
     about="Without KEY, every setting in a line. KEY may be a group too.",
-    words=Words("KEY", "learning_rate, optim.learning_rate, --learning-rate, optim.", most=1, candidates=_keys),
+    words=Words(
+        "KEY",
+        "learning_rate, optim.learning_rate, --learning-rate, optim.",
+        most=1,
+        candidates=_keys,
+        may_be_options=True,
+    ),
     examples=(
         Example("sftctl config explain learning_rate", "One setting:"),
         Example("sftctl config explain optim", "A group of them:"),
