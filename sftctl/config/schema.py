@@ -291,7 +291,9 @@ class Eval:
         check=AT_LEAST_0,
     )
     max_new_tokens: int = leaf(256, "Longest generated answer.", unit="tokens", check=AT_LEAST_1)
-    metric_for_best_model: str = leaf("eval_loss", "Metric that decides which checkpoint is best.", check=NOT_EMPTY)
+    metric_for_best_model: Literal[
+        "eval_loss", "eval_mean_token_accuracy", "eval_entropy", "eval_exact_match", "eval_stopped"
+    ] = leaf("eval_loss", "Metric that decides which checkpoint is best.")
     early_stopping_patience: int | None = leaf(
         None, "Stop after this many evaluations without a better metric.", unit="evaluations", check=AT_LEAST_1
     )

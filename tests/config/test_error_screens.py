@@ -74,6 +74,7 @@ CASES: dict[str, list[Case]] = {
         toml("a quoted flag", "[sft]\npacking = 'false'"),
         toml("a choice with a near miss", "[optim]\nlr_scheduler_type = 'cosin'"),
         toml("a choice in the wrong case", "[sft]\nloss_type = 'DFT'"),
+        toml("a metric that no evaluation has", "[eval]\nmetric_for_best_model = 'eval_los'"),
         toml("a choice far from all", "[sft]\nloss_type = 'orpo'"),
         toml("a quoted true where true is a choice", "[train]\ngradient_checkpointing = 'true'"),
         toml("one where true is a choice", "[train]\ngradient_checkpointing = 1"),
