@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,13 @@ def run(invocation: Invocation) -> None:
 def train_resolved(resolved: Resolved, invocation: Invocation) -> RunResult | None:
     """Train what was resolved, telling this terminal or log file; None after a dry run."""
     apply_environment(resolved)
+    from sftctl.engine.launch import in_ranks  # only where something is trained
+
+    return in_ranks(resolved.bundle.distributed, partial(_train_here, resolved, invocation))
+
+
+def _train_here(resolved: Resolved, invocation: Invocation) -> RunResult | None:
+    """In each process: train, the first of them telling."""
     with _reporter(logging_steps=resolved.bundle.log.logging_steps) as reporter:
         reporter.stage("start torch")
         from sftctl.engine.driver import train  # torch: only once there is something to train
@@ -81,6 +90,10 @@ def run_stem(files: Sequence[str]) -> str:
 
 
 def _reporter(*, logging_steps: int) -> AbstractContextManager[Reporter]:
+    if os.environ.get("RANK", "0") != "0":
+        from sftctl.engine.driver import Silent  # of many processes, one tells
+
+        return nullcontext(Silent())
     if is_terminal(sys.stdout):
         from sftctl.cli.render import Screen  # rich: only where something is drawn
 

@@ -23,14 +23,6 @@ NOT_YET: dict[str | tuple[str, Any], str] = {
     ("log.report_to", "wandb"): "metrics.jsonl holds every metric",
     ("log.report_to", "mlflow"): "metrics.jsonl holds every metric",
     ("log.report_to", "trackio"): "metrics.jsonl holds every metric",
-    ("distributed.strategy", "fsdp"): "a run is one process",
-    ("distributed.strategy", "ddp"): "a run is one process",
-    "distributed.nproc_per_node": "a run is one process",
-    "distributed.nnodes": "a run is one process",
-    "distributed.node_rank": "a run is one process",
-    "distributed.rdzv_endpoint": "a run is one process",
-    "distributed.hsdp_replicas": "a run is one process",
-    "distributed.fsdp_cpu_offload": "a run is one process",
     "train.torch_compile": "decoder blocks run uncompiled",
 }
 """Why or what instead, by leaf, or by leaf and value."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sftctl.config.schema import Bundle, Dataset
-from sftctl.config.table import thaw
+from sftctl.config.table import Table, thaw
 from sftctl.engine.data.collate import collate
 from sftctl.engine.data.packing import one_each, pack
 from sftctl.engine.data.plan import EpochPlan, evaluation_plan
@@ -27,15 +27,18 @@ from sftctl.engine.data.prepare import Prepared, default_cache_dir, prepare
 from sftctl.engine.data.sources import Source
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answers_of, evaluate_loss
+from sftctl.engine.losses import LossSums
+from sftctl.engine.model.architecture import build_config
 from sftctl.engine.model.attention import IsolationReport, isolation_self_test
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.generation import greedy
 from sftctl.engine.model.head import HeadReport, find_head, head_self_test
-from sftctl.engine.model.loading import ModelFacts, check_model, load_model
+from sftctl.engine.model.loading import ModelFacts, check_model, load_model, quiet_transformers
 from sftctl.engine.model.tokenizer import load_tokenizer
 from sftctl.engine.offloading import ActivationOffloading
 from sftctl.engine.optim import OPTIMIZERS, learning_rate_at, parameters_of
 from sftctl.engine.precision import Weights, resolve_precision
+from sftctl.engine.sharding import Sharded, resolve_strategy
 from sftctl.engine.step import TrainStep, forward_loss
 from sftctl.errors import ModelError, Problem
 from sftctl.records import Answer, Batch, Bins
@@ -79,6 +82,7 @@ class Machine:
     batches_at: Callable[[int, int], Sequence[Batch]]
     evaluate: Callable[[], dict[str, float]]
     answer: Callable[[], tuple[Answer, ...]]
+    sharded: Sharded | None
     precision: str
     head_report: HeadReport
     isolation: IsolationReport
@@ -128,6 +132,28 @@ def model_settings(bundle: Bundle, tokenizer: Any) -> dict[str, Any]:
 def check_model_of(bundle: Bundle, tokenizer: Any) -> ModelFacts:
     """All that can be said of the model without its weights. Raises ModelError."""
     return check_model(**model_settings(bundle, tokenizer))
+
+
+def without_dropout(bundle: Bundle, tokenizer: Any) -> tuple[Bundle, dict[str, float]]:
+    """The bundle with a model that draws no random numbers in a step, and the rates that were set to 0, by field."""
+    settings = model_settings(bundle, tokenizer)
+    del settings["dtype"]
+    with quiet_transformers():
+        config = build_config(**settings)
+    text = config.get_text_config()
+    rates = {
+        name: float(value)
+        for name, value in text.to_dict().items()
+        if ("drop" in name or "jitter" in name) and type(value) in (int, float) and value > 0
+    }
+    zeros = dict.fromkeys(rates, 0.0)
+    architecture = thaw(bundle.model.architecture)
+    if text is config:
+        architecture |= zeros
+    else:
+        architecture["text_config"] = {**architecture.get("text_config", {}), **zeros}
+    model = attrs.evolve(bundle.model, architecture=Table(architecture))
+    return attrs.evolve(bundle, model=model) if rates else bundle, rates
 
 
 def inputs_of(bundle: Bundle, tokenizer: Any, *, world_size: int) -> Inputs:
@@ -230,8 +256,11 @@ def _evaluation_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Spl
 # ---------------------------------------------------------------------- the weights, and what works on them
 
 
-def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
-    """Load the weights, prove head and isolation on them, and build the step around them."""
+def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size: int | None = None) -> Machine:
+    """Load the weights, prove head and isolation on them, and build the step around them.
+
+    `loss_chunk_size`: rows of logits that exist at a time; None: as many as fit a budget of bytes.
+    """
     precision = resolve_precision(bundle.train.precision, ranks.device)
     compute_dtype = torch.bfloat16 if precision == "bf16" else None
     model = load_model(
@@ -247,15 +276,16 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
     isolation = isolation_self_test(model)
     flat = _flat(bundle, isolation)
     set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
-    weights = Weights(model.named_parameters(), compute_dtype=compute_dtype)
-    forward = partial(
+    loss = partial(
         forward_loss,
         model=model,
-        head=head if head_report.fused else None,
-        weights=weights,
         loss_type=bundle.sft.loss_type,
+        chunk_size=loss_chunk_size,
         device=ranks.device,
     )
+    sharded = _sharded(bundle, model, loss, ranks, fused=head_report.fused, compute_dtype=compute_dtype)
+    weights = Weights(model.named_parameters(), compute_dtype=None if sharded else compute_dtype)
+    forward = sharded.forward if sharded else partial(loss, head=head if head_report.fused else None, weights=weights)
     optimizer = _optimizer(bundle, weights)
     step = TrainStep(
         forward,
@@ -264,6 +294,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
         max_grad_norm=bundle.optim.max_grad_norm,
         ranks=ranks,
         activations=_activations(bundle, model),
+        before_batch=sharded.before_batch if sharded else lambda last: None,
     )
     batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=flat)
 
@@ -282,10 +313,37 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks) -> Machine:
         step=step,
         batches_at=batches_at,
         evaluate=lambda: evaluate_loss(model, forward, eval_batches(), ranks=ranks),
-        answer=_answerer(bundle, inputs, model),
+        answer=_answerer(bundle, inputs, model, ranks=ranks, gathered=sharded.gathered if sharded else nullcontext),
+        sharded=sharded,
         precision=precision,
         head_report=head_report,
         isolation=isolation,
+    )
+
+
+def _sharded(
+    bundle: Bundle,
+    model: Any,
+    loss: Callable[..., LossSums],
+    ranks: Ranks,
+    *,
+    fused: bool,
+    compute_dtype: torch.dtype | None,
+) -> Sharded | None:
+    """The model spread over the ranks; None on one. The head is found anew each time: its weight comes and goes."""
+    strategy = resolve_strategy(bundle.distributed.strategy, ranks.world_size)
+    if strategy == "none":
+        return None
+    settings = bundle.distributed
+    return Sharded(
+        model,
+        lambda batch, scale: loss(batch, scale, head=find_head(model) if fused else None, weights=None),
+        ranks=ranks,
+        strategy=strategy,
+        hsdp_replicas=settings.hsdp_replicas,
+        reshard_after_forward=settings.reshard_after_forward,
+        cpu_offload=settings.fsdp_cpu_offload,
+        compute_dtype=compute_dtype,
     )
 
 
@@ -341,8 +399,15 @@ def _batches(
         )
 
 
-def _answerer(bundle: Bundle, inputs: Inputs, model: Any) -> Callable[[], tuple[Answer, ...]]:
-    """Greedy answers to the first held-out rows."""
+def _answerer(
+    bundle: Bundle,
+    inputs: Inputs,
+    model: Any,
+    *,
+    ranks: Ranks,
+    gathered: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], tuple[Answer, ...]]:
+    """Greedy answers to the first held-out rows; every rank goes along, since each may hold a part of the weights."""
     count = bundle.eval.generate_samples
     if inputs.evaluation is None or not count:
         return lambda: ()
@@ -354,13 +419,20 @@ def _answerer(bundle: Bundle, inputs: Inputs, model: Any) -> Callable[[], tuple[
         max_new_tokens=bundle.eval.max_new_tokens,
         stop_token_ids=stop_token_ids,
         batch_size=bundle.eval.per_device_eval_batch_size,
+        agree=ranks.same,
     )
-    return lambda: answers_of(
-        prompts,
-        generate([prompt.input_ids for prompt in prompts]),
-        decode=partial(inputs.tokenizer.decode, skip_special_tokens=True),
-        stop_token_ids=stop_token_ids,
-    )
+
+    def answer() -> tuple[Answer, ...]:
+        with gathered():
+            generated = generate([prompt.input_ids for prompt in prompts])
+        return answers_of(
+            prompts,
+            generated,
+            decode=partial(inputs.tokenizer.decode, skip_special_tokens=True),
+            stop_token_ids=stop_token_ids,
+        )
+
+    return answer
 
 
 def _stop_token_ids(inputs: Inputs, model: Any) -> tuple[int, ...]:
@@ -371,4 +443,4 @@ def _stop_token_ids(inputs: Inputs, model: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in (inputs.tokenizer.eos_token_id, *listed) if i is not None))
 
 
-__all__ = ["Inputs", "Machine", "Split", "check_model_of", "inputs_of", "machine_of", "tokenizer_of"]
+__all__ = ["Inputs", "Machine", "Split", "check_model_of", "inputs_of", "machine_of", "tokenizer_of", "without_dropout"]

@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,19 @@ class Ranks:
         """Whether any rank says so: the same answer on all."""
         return self.total([float(flag)])[0] > 0
 
-    def barrier(self) -> None:
+    def from_main(self, value: Any) -> Any:
+        """The main rank's value, on every rank. It is pickled."""
+        if self.world_size == 1:
+            return value
+        boxed = [value]
+        dist.broadcast_object_list(boxed, src=0, device=self.device)
+        return boxed[0]
+
+    def same(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The main rank's tensor, in place, on every rank."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.broadcast(tensor, src=0)
+        return tensor
 
 
 def default_device(local_rank: int = 0) -> torch.device:
@@ -53,11 +64,19 @@ def start() -> Ranks:
     """Join the process group that the launcher announced, or stand alone."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = default_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if world_size > 1 and not dist.is_initialized():
+        # gloo beside nccl: for what lies in host memory, as offloaded weights do.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Ranks(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
+
+
+def share_cores() -> None:
+    """Divide this machine's cores among its ranks, unless the environment says how many threads there are to be."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks_here))
 
 
 def seed_everything(seed: int) -> None:

@@ -33,9 +33,9 @@ from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
-from sftctl.errors import ConfigError, Interrupted, Problem
+from sftctl.errors import ConfigError, Interrupted, Problem, RunError
 from sftctl.records import Answer, EvalReport, RunResult, StepReport
-from sftctl.runs.directory import Identity, RunDirectory, claim
+from sftctl.runs.directory import Identity, RunDirectory, attach, claim
 from sftctl.runs.environment import describe, write_environment
 from sftctl.runs.files import write_atomically
 from sftctl.runs.ledger import write_ledger
@@ -95,7 +95,7 @@ def train(
     if missing:
         raise ConfigError(*missing)
     with ExitStack() as stack:
-        run = stack.enter_context(_claim(bundle, resolved, recipe=recipe))
+        run = stack.enter_context(_claim(bundle, resolved, ranks, recipe=recipe))
         if run.claim == "finished":
             return _finished_before(run, reporter)
         stack.enter_context(_memory_said(bundle))
@@ -114,7 +114,23 @@ def _resolved(bundle: Bundle) -> Resolved:
     return resolve(overrides={path: value for path, (value, default) in values.items() if value != default})
 
 
-def _claim(bundle: Bundle, resolved: Resolved, *, recipe: str) -> RunDirectory:
+def _claim(bundle: Bundle, resolved: Resolved, ranks: Ranks, *, recipe: str) -> RunDirectory:
+    """The run directory: claimed by the main rank, attached to by the others, or refused on all of them."""
+    if not ranks.is_main:
+        path, found, problems = ranks.from_main(None)
+        if problems:
+            raise RunError(*problems)
+        return attach(path, claim=found)
+    try:
+        run = _claim_here(bundle, resolved, recipe=recipe)
+    except RunError as error:
+        ranks.from_main((None, None, error.problems))
+        raise
+    ranks.from_main((run.path, run.claim, ()))
+    return run
+
+
+def _claim_here(bundle: Bundle, resolved: Resolved, *, recipe: str) -> RunDirectory:
     return claim(
         Path(bundle.run.output_dir),
         Identity(recipe=recipe, digest=resolved.digest, settings=show.tree(bundle)),
@@ -196,7 +212,8 @@ class Course:
         log = self.bundle.log
         self.run.begin(total_steps=self.inputs.total_steps, step=self.progress.step)
         stack.enter_context(failing_run())
-        self.metrics = stack.enter_context(MetricsWriter(self.run.metrics, after_step=self.progress.step))
+        if self.ranks.is_main:
+            self.metrics = stack.enter_context(MetricsWriter(self.run.metrics, after_step=self.progress.step))
         self.trackers = start_trackers(
             log.report_to, self.run, project=log.project, tags=self.bundle.run.tags,
             is_main=self.ranks.is_main, note=self.reporter.note,
@@ -370,10 +387,8 @@ class Course:
                 self.checkpointer.load_weights(self.checkpointer.open(best))
                 self.machine.weights.publish()
                 self.reporter.note(f"the final model is that of {best}")
-        if self.bundle.checkpoint.save_final and self.ranks.is_main:
-            self.reporter.stage("save the final model")
-            with self.machine.weights.exposed(), quiet_transformers():
-                save_final(self.machine.model, self.inputs.tokenizer, self.run.final)
+        if self.bundle.checkpoint.save_final:
+            self._save_final()
         metrics = {**self.last, "best_metric": self.best}
         self.run.update("finished", step=self.progress.step, metrics=metrics)
         self.trackers.log_summary(metrics)
@@ -387,6 +402,15 @@ class Course:
         )
         self.reporter.finished(result)
         return result
+
+    def _save_final(self) -> None:
+        """Written by the main rank; where each has a part of the weights, all take part in putting them together."""
+        self.reporter.stage("save the final model")
+        machine = self.machine
+        gathered = machine.sharded.state_dict(is_main=self.ranks.is_main) if machine.sharded else None
+        if self.ranks.is_main:
+            with machine.weights.exposed(), quiet_transformers():
+                save_final(machine.model, self.inputs.tokenizer, self.run.final, state_dict=gathered)
 
 
 def _split_facts(split: assemble.Split) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sftctl.errors import ModelError, Problem
 
@@ -214,11 +215,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
-    """The 2-norm over all gradients, float32, a scalar. 0 where nothing has a gradient."""
+    """The 2-norm over all gradients of all ranks, float32, a scalar. 0 where nothing has a gradient."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not grads:
         return torch.zeros(())
-    return nn.utils.get_total_norm(grads, norm_type=2.0)
+    norm = nn.utils.get_total_norm(grads, norm_type=2.0)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def clip_gradients(parameters: Sequence[Tensor], norm: Tensor, max_grad_norm: float) -> None:

@@ -46,9 +46,20 @@ class StepTotals:
 
 
 def forward_loss(
-    batch: Batch, scale: float, *, model: Any, head: Head | None, weights: Weights, loss_type: str, device: torch.device
+    batch: Batch,
+    scale: float,
+    *,
+    model: Any,
+    head: Head | None,
+    weights: Weights | None,
+    loss_type: str,
+    device: torch.device,
+    chunk_size: int | None = None,
 ) -> LossSums:
-    """One micro-batch to sums of losses: by backbone and fused head, or by the model's full logits without one."""
+    """One micro-batch to sums of losses: by backbone and fused head, or by the model's full logits without one.
+
+    Without `weights` the head's gradient is autograd's, as every other.
+    """
     inputs = forward_kwargs(batch, device=device, model=model)
     labels_T = torch.from_numpy(batch.labels.reshape(-1)).to(device)
     weights_T = None if batch.weights is None else torch.from_numpy(batch.weights.reshape(-1)).to(device)
@@ -57,13 +68,14 @@ def forward_loss(
     # Found on the host, where it costs no synchronisation.
     positions_S = torch.from_numpy(np.flatnonzero(batch.labels != IGNORE_INDEX)).to(device)
     hidden_BLD = head.backbone(**inputs).last_hidden_state
-    buffer_VD = weights.gradient_of(head.weight) if torch.is_grad_enabled() else None
+    buffer_VD = weights.gradient_of(head.weight) if weights is not None and torch.is_grad_enabled() else None
     return linear_cross_entropy(
         hidden_BLD,
         head,
         labels_T,
         weights_T,
         loss_type=loss_type,
+        chunk_size=chunk_size,
         positions_S=positions_S,
         grad_sink=None if buffer_VD is None else GradSink(buffer_VD, scale),
     )
@@ -81,13 +93,16 @@ class TrainStep:
         max_grad_norm: float | None,
         ranks: Ranks,
         activations: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        before_batch: Callable[[bool], None] = lambda last: None,
     ) -> None:
+        """`before_batch` is told of each micro-batch whether it is the step's last."""
         self.forward = forward
         self.weights = weights
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.ranks = ranks
         self.activations = activations
+        self.before_batch = before_batch
 
     def __call__(self, batches: Sequence[Batch], *, learning_rate: float) -> StepTotals:
         num_tokens, num_supervised = self.ranks.total(
@@ -95,7 +110,10 @@ class TrainStep:
         )
         share = 1.0 / max(1.0, num_supervised)
         self.weights.zero_gradients()
-        sums = [self._accumulate(batch, share) for batch in batches]
+        sums = []
+        for number, batch in enumerate(batches, start=1):
+            self.before_batch(number == len(batches))
+            sums.append(self._accumulate(batch, share))
         norm = gradient_norm(self.weights.masters)
         loss, correct, entropy = self.ranks.total(torch.stack(sums).sum(0).tolist())
         grad_norm = float(norm)

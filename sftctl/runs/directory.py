@@ -158,12 +158,12 @@ def claim(
     return _claim_at(path, identity, resume=path == from_path or resume == "auto", overwrite=overwrite)
 
 
-def attach(path: Path) -> RunDirectory:
+def attach(path: Path, *, claim: Claim = "resume") -> RunDirectory:
     """The directory that the main rank has claimed, for other ranks and for readers: no lock, no writes."""
     state = read_state(path / STATE)
     if state is None:
         raise RunError(Problem("", f"{path} is not a run directory: it has no {STATE}", help="see 'sftctl runs list'"))
-    return RunDirectory(path, state, claim="resume", lock=None)
+    return RunDirectory(path, state, claim=claim, lock=None)
 
 
 def default_name(identity: Identity, now: datetime) -> str:

@@ -34,12 +34,14 @@ MAY_CHANGE = (
     "distributed.hsdp_replicas",
     "distributed.fsdp_cpu_offload",
     "distributed.reshard_after_forward",
+    "train.per_device_train_batch_size",
+    "train.gradient_accumulation_steps",
     "env.*",
 )
 """Patterns of leaves that may differ between a checkpoint and the run that goes on from it.
 
-How the weights are spread may change (n ranks to m); that the global batch stays the same is the plan's to
-prove, whose hash is in the checkpoint.
+How the weights are spread and a batch is cut may change (n ranks to m); that the global batch stays the same is
+the plan's to prove, whose hash is in the checkpoint.
 """
 
 

@@ -8,6 +8,9 @@ command = Group(
     "verify",
     "Prove, on your own configuration, what is promised of every run.",
     {
+        "equivalence": Entry(
+            "sftctl.cli.verify.equivalence", "A batch that is cut or laid out otherwise trains the same."
+        ),
         "resume": Entry("sftctl.cli.verify.resume", "A run that is stopped and resumed is the one that never stopped."),
     },
 )

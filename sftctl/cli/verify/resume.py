@@ -21,6 +21,7 @@ from sftctl.cli.resolving import apply_environment, resolve_quietly
 from sftctl.cli.runner import run_apart
 from sftctl.cli.switches import Example, Switch, Usage
 from sftctl.cli.terminal import has_colour, styled, write
+from sftctl.cli.verify.steps import steps_of
 from sftctl.config.resolve import Resolved
 from sftctl.config.rules import ready
 from sftctl.config.sources.options import Assignment
@@ -66,12 +67,8 @@ def run(invocation: Invocation) -> int:
 
 def _steps(invocation: Invocation) -> tuple[int, int]:
     """How long, and where to stop. Raises ConfigError for what is no such number."""
-    texts = {name: invocation.text(name, "") for name in ("steps", "at")}
-    for name, text in texts.items():
-        if text and not (text.isdecimal() and int(text) > 0):
-            raise ConfigError(Problem("", f"--{name} {text}: not a number of steps", help=f"write --{name} 8"))
-    steps = int(texts["steps"] or DEFAULT_STEPS)
-    at = int(texts["at"] or max(1, steps // 2))
+    steps = steps_of(invocation, "steps", DEFAULT_STEPS)
+    at = steps_of(invocation, "at", max(1, steps // 2))
     if at >= steps:
         message = f"--at {at} is not before the end of {steps} steps"
         raise ConfigError(Problem("", message, help="give a larger --steps, or a smaller --at"))

@@ -9,12 +9,13 @@ Shapes: B prompts of a group, L their length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ids = NDArray[np.integer[Any]]
 
@@ -27,11 +28,12 @@ def greedy(
     max_new_tokens: int,
     stop_token_ids: Sequence[int],
     batch_size: int,
+    agree: Callable[[Tensor], Tensor] = lambda tokens: tokens,
 ) -> list[NDArray[np.int64]]:
     """The most likely continuation of each prompt, int64, in the prompts' order.
 
     An answer ends with the first stop token, which it includes, or after `max_new_tokens`. The model's mode is
-    left as it was.
+    left as it was. `agree` gives of each new token what every rank is to go on with.
     """
     answers: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(prompts)
     was_training = model.training
@@ -39,7 +41,7 @@ def greedy(
     try:
         for group in _groups(prompts, batch_size):
             rows = np.stack([prompts[index] for index in group]).astype(np.int64)
-            for index, row in zip(group, _continue(model, rows, max_new_tokens, stop_token_ids), strict=True):
+            for index, row in zip(group, _continue(model, rows, max_new_tokens, stop_token_ids, agree), strict=True):
                 answers[index] = _cut(row, stop_token_ids)
     finally:
         model.train(was_training)
@@ -57,7 +59,11 @@ def _groups(prompts: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
 
 
 def _continue(
-    model: Any, prompts_BL: NDArray[np.int64], max_new_tokens: int, stop_token_ids: Sequence[int]
+    model: Any,
+    prompts_BL: NDArray[np.int64],
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    agree: Callable[[Tensor], Tensor],
 ) -> NDArray[np.int64]:
     """`max_new_tokens` more tokens of each row, or fewer once every row has had a stop token."""
     stops = torch.tensor(list(stop_token_ids), device=model.device)
@@ -67,7 +73,7 @@ def _continue(
     for _ in range(max_new_tokens):
         output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        inputs = output.logits[:, -1].argmax(-1, keepdim=True)
+        inputs = agree(output.logits[:, -1].argmax(-1, keepdim=True))
         new.append(inputs)
         stopped_B |= torch.isin(inputs[:, 0], stops)
         if bool(stopped_B.all()):

@@ -1,0 +1,197 @@
+"""A run of several processes: started by torch's own elastic launcher, or joined where torchrun has started them.
+
+    in_ranks(distributed, work)     one process, or already one of many: work() here
+                                    else nproc_per_node processes of this machine run work(), rank 0's result comes back
+
+An error of one rank ends all of them and is raised once, here, as if it had happened here. Ctrl-C reaches the
+ranks by itself, SIGTERM is handed on to them: they agree on a step, save, and leave together.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from sftctl.config.schema import Distributed
+from sftctl.errors import Interrupted, Problem, SftctlError, TrainingError
+
+Result = TypeVar("Result")
+
+MEETING_SECONDS = 900
+"""How long machines wait for each other at the start."""
+
+
+def in_ranks(distributed: Distributed, work: Callable[[], Result]) -> Result | None:
+    """Run `work` in every process that `distributed` asks for; rank 0's result, None on a machine without rank 0.
+
+    Raises what a rank raised; TrainingError where one ended without a word.
+    """
+    if is_rank() or distributed.nproc_per_node * distributed.nnodes == 1:
+        return work()
+    with tempfile.TemporaryDirectory(prefix="sftctl-ranks-") as folder:
+        return _launch(distributed, work, Path(folder))
+
+
+def is_rank() -> bool:
+    """Whether a launcher has started this process as one of many."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+# ---------------------------------------------------------------------- the launcher's side
+
+
+def _launch(distributed: Distributed, work: Callable[[], Result], folder: Path) -> Result | None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # torch: once there is a need
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, we say
+    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
+    many = distributed.nnodes > 1
+    config = LaunchConfig(
+        min_nodes=distributed.nnodes,
+        max_nodes=distributed.nnodes,
+        nproc_per_node=distributed.nproc_per_node,
+        run_id="sftctl",
+        rdzv_backend="static" if many else "c10d",
+        rdzv_endpoint=distributed.rdzv_endpoint if many and distributed.rdzv_endpoint else "localhost:0",
+        rdzv_configs={"rank": distributed.node_rank, "timeout": MEETING_SECONDS} if many else {},
+        max_restarts=0,
+        start_method=_start_method(),
+        signals_to_handle="SIGQUIT",
+        local_addr=None if many else "localhost",
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with _signals_to_ranks() as received:
+        try:
+            ended: dict[int, _Ended] = elastic_launch(config, _rank)(work, str(folder))
+        except ChildFailedError as failed:
+            codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+            raise _error_of(folder, codes, received) from None
+    first = ended[min(ended)]
+    if first.stopped is not None:
+        raise first.stopped.error()
+    return first.result if 0 in ended else None
+
+
+def _start_method() -> str:
+    """Forking takes no time and has everything loaded; what has touched CUDA must not fork, and macOS' libraries."""
+    import torch  # in use already
+
+    return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+
+
+@contextmanager
+def _signals_to_ranks() -> Iterator[list[int]]:
+    """Inside, SIGTERM goes to the ranks and Ctrl-C, which a terminal sends to all, is theirs. Gives what came."""
+    received: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _error_of(folder: Path, codes: dict[int, int], received: list[int]) -> BaseException:
+    """The one error to tell of: the first that a rank could say, what a user can mend before what follows from it."""
+    said: list[_Word] = sorted(
+        (pickle.loads(path.read_bytes()) for path in folder.glob("*.pickle")), key=lambda each: each.time
+    )
+    for each in said:
+        if each.kind is not None:
+            return each.error()
+    for rank, code in codes.items():
+        if code < 0 and -code in received:
+            return KeyboardInterrupt()  # before the first step there is nothing to save
+        if code < 0:
+            message = f"rank {rank} was killed by {signal.Signals(-code).name}"
+            help = "if that was the system's memory running out, make the micro-batch smaller"
+            return TrainingError(Problem("", message, help=help))
+    if said:
+        return said[0].error()
+    ended = ", ".join(f"rank {rank} with code {code}" for rank, code in codes.items())
+    return TrainingError(Problem("", f"a process ended without a word: {ended}", help="the same command goes on"))
+
+
+# ---------------------------------------------------------------------- a rank's side
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """An error on its way to the launcher. `kind` is a child of SftctlError, or None for a bug, with its trace."""
+
+    time: float
+    kind: type[SftctlError] | None
+    problems: tuple[Problem, ...] = ()
+    trace: str = ""
+
+    def error(self) -> Exception:
+        return RankBug(self.trace) if self.kind is None else self.kind(*self.problems)
+
+
+class RankBug(Exception):
+    """A bug of ours in another process; its text is the traceback there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a rank ended that did not fail."""
+
+    result: Any = None
+    stopped: _Word | None = None
+
+
+def _rank(work: Callable[[], Any], folder: str) -> _Ended:
+    """What the launcher calls in each process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    from sftctl.engine import distributed  # torch: by now it is there
+
+    try:
+        distributed.share_cores()
+        ended = _Ended(work())
+    except Interrupted as error:  # on every rank, at the same step
+        ended = _Ended(stopped=_Word(time.time(), type(error), error.problems))
+    except BaseException as error:
+        word = _word_of(error)
+        _leave(word, Path(folder) / f"{os.environ['RANK']}.pickle")
+        sys.stdout.flush()
+        os._exit(1)  # at once: the others may be waiting for this one
+    distributed.stop()
+    return ended
+
+
+def _leave(word: _Word, path: Path) -> None:
+    """Whole or not at all: the launcher may end this process at any moment now."""
+    aside = path.with_suffix(".writing")
+    aside.write_bytes(pickle.dumps(word))
+    aside.rename(path)
+
+
+def _word_of(error: BaseException) -> _Word:
+    if isinstance(error, SftctlError):
+        return _Word(time.time(), type(error), error.problems)
+    return _Word(time.time(), None, trace="".join(traceback.format_exception(error)).rstrip())
