@@ -245,9 +245,14 @@ def sides(peer: str | None) -> Iterator[dict[str, Side]]:
             side.close()
 
 
-def tasks(rows: int, batch_rows: int) -> list[Task]:
-    kinds = {"assignment": rows, "rows": batch_rows, "batches": batch_rows}
-    return [Task(kind, s, m, count) for kind, count in kinds.items() for s in STRATEGIES for m in MAX_LENGTHS]
+def tasks(arguments: argparse.Namespace) -> list[Task]:
+    rows = {"assignment": arguments.rows, "rows": arguments.batch_rows, "batches": arguments.batch_rows}
+    return [
+        Task(kind, strategy, max_length, rows[kind])
+        for kind in arguments.kinds
+        for strategy in arguments.strategies
+        for max_length in arguments.max_lengths
+    ]
 
 
 def run(todo: list[Task], *, peer: str | None, rounds: int) -> list[dict[str, Any]]:
@@ -330,13 +335,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=200_000, help="rows of the assignment")
     parser.add_argument("--batch-rows", type=int, default=20_000, help="rows of the batches")
+    parser.add_argument("--kinds", nargs="+", choices=list(SIDES["ours"]), default=list(SIDES["ours"]))
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
+    parser.add_argument("--max-lengths", nargs="+", type=int, default=MAX_LENGTHS)
     parser.add_argument("--json", type=Path, help="write the records here too")
     parser.add_argument("--serve", choices=sorted(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve)
         return
-    records = run(tasks(arguments.rows, arguments.batch_rows), peer=arguments.peer, rounds=arguments.rounds)
+    records = run(tasks(arguments), peer=arguments.peer, rounds=arguments.rounds)
     print(table(records))
     print()
     print(machine(arguments.peer))

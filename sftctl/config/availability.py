@@ -14,7 +14,6 @@ from sftctl.config.values import show_value
 from sftctl.errors import Origin, Problem
 
 NOT_YET: dict[str | tuple[str, Any], str] = {
-    "data.streaming": "sources are read whole",
     ("optim.optimizer", "adamw_8bit"): "adamw has 32-bit states",
     "peft.use_peft": "all weights are trained",
     "sft.router_aux_loss_coef": "a mixture of experts trains without a load-balancing loss",

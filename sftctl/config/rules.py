@@ -317,6 +317,28 @@ def _shares(facts: Facts) -> Iterator[Problem]:
         yield Problem(place, message, facts.origin("data.datasets", index), "add fraction to it", related)
 
 
+def _streamed(facts: Facts) -> Iterator[Problem]:
+    """What needs the number of rows cannot be had of a stream."""
+    bundle = facts.bundle
+    if not bundle.data.streaming:
+        return
+    related = (facts.origin("data.streaming"),)
+    if bundle.train.max_steps is None:
+        message = "a stream has no known end, and train.max_steps is not set"
+        advice = "say how many steps to train: --max-steps N"
+        yield Problem("data.streaming", message, facts.origin("data.streaming"), advice)
+    if bundle.data.test_split_size is not None:
+        message = "a share of a stream cannot be held out: it needs data.streaming = false"
+        advice = "name rows to evaluate on with data.eval_datasets"
+        yield Problem("data.test_split_size", message, facts.origin("data.test_split_size"), advice, related)
+    for index, source in enumerate(bundle.data.datasets):
+        if source.fraction is not None and bundle.data.mixing == "concat":
+            message = "shares follow from the number of rows, which a stream does not know"
+            advice = 'set data.mixing = "interleave" and a weight, or data.streaming = false'
+            origin = facts.origin("data.datasets", index, "fraction")
+            yield Problem(f"data.datasets[{index}].fraction", message, origin, advice, related)
+
+
 class Conflict(NamedTuple):
     """A rule about leaves that contradict: which, in words for `explain`, and its check."""
 
@@ -355,6 +377,11 @@ CONFLICTS: tuple[Conflict, ...] = (
         _machines,
     ),
     Conflict(("data.datasets",), "every entry has a fraction, or none has", _shares),
+    Conflict(
+        ("data.streaming", "train.max_steps", "data.test_split_size", "data.datasets"),
+        "a stream needs max_steps, and has no test_split_size and no fraction",
+        _streamed,
+    ),
 )
 
 

@@ -169,7 +169,9 @@ class Data:
     test_split_size: float | None = leaf(
         None, "Rows held out of the training data: a share below 1, or a number.", check=POSITIVE
     )
-    streaming: bool = leaf(False, "Read the sources as a stream instead of whole.")
+    streaming: bool = leaf(
+        False, "Read training rows as a stream, a window at a time, instead of whole; needs train.max_steps."
+    )
     mixing: Literal["concat", "interleave"] = leaf(
         "concat", "How sources are joined: one after the other, or drawn in turn by their weights."
     )

@@ -10,21 +10,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 
-from sftctl.config.schema import Bundle, Dataset
+from sftctl.config.schema import Bundle
 from sftctl.config.table import Table, thaw
+from sftctl.engine.assemble_rows import eval_packing, splits_of
 from sftctl.engine.data.collate import collate
-from sftctl.engine.data.packing import one_each, pack
-from sftctl.engine.data.plan import EpochPlan, evaluation_plan
-from sftctl.engine.data.prepare import Prepared, default_cache_dir, prepare
-from sftctl.engine.data.sources import Source
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answers_of, evaluate_loss
 from sftctl.engine.losses import LossSums
@@ -39,21 +35,10 @@ from sftctl.engine.offloading import ActivationOffloading
 from sftctl.engine.optim import OPTIMIZERS, learning_rate_at, parameters_of
 from sftctl.engine.precision import Weights, resolve_precision
 from sftctl.engine.sharding import Sharded, resolve_strategy
+from sftctl.engine.splits import Split
 from sftctl.engine.step import TrainStep, forward_loss
 from sftctl.errors import ModelError, Problem
-from sftctl.records import Answer, Batch, Bins
-
-SPLITS_ROWS = frozenset({"bfd_split", "wrapped"})
-"""Packing strategies that cut long rows into pieces instead of truncating them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One side of the data, training or evaluation: its rows, laid into bins, and the plan of an epoch."""
-
-    rows: Prepared
-    bins: Bins
-    plan: Callable[[int], EpochPlan]
+from sftctl.records import Answer, Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +53,7 @@ class Inputs:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.train.plan(0).num_steps
+        return self.train.steps_per_epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +144,13 @@ def without_dropout(bundle: Bundle, tokenizer: Any) -> tuple[Bundle, dict[str, f
 def inputs_of(bundle: Bundle, tokenizer: Any, *, world_size: int) -> Inputs:
     """Read, render, tokenise, mask, pack and plan. Raises DataError for all that is wrong with the rows."""
     train, optim = bundle.train, bundle.optim
-    rows, held_out = _rows_of(bundle, tokenizer)
-    training = _training_split(bundle, rows, world_size=world_size)
-    epochs_steps = math.ceil(train.num_train_epochs * training.plan(0).num_steps)
+    training, evaluation = splits_of(bundle, tokenizer, world_size=world_size)
+    epochs_steps = math.ceil(train.num_train_epochs * training.steps_per_epoch)
     total_steps = train.max_steps if train.max_steps is not None else max(1, epochs_steps)
     return Inputs(
         tokenizer=tokenizer,
         train=training,
-        evaluation=None if held_out is None else _evaluation_split(bundle, held_out, world_size=world_size),
+        evaluation=evaluation,
         total_steps=total_steps,
         learning_rate_at=partial(
             learning_rate_at,
@@ -177,80 +161,6 @@ def inputs_of(bundle: Bundle, tokenizer: Any, *, world_size: int) -> Inputs:
             min_lr_ratio=optim.min_lr_ratio,
         ),
     )
-
-
-def _rows_of(bundle: Bundle, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
-    """The rows to train on, and those to evaluate on, if any."""
-    data = bundle.data
-    rows = _prepare(bundle, tokenizer, data.datasets, packing=bundle.sft.packing, where="data.datasets")
-    if data.eval_datasets:
-        packing = _eval_packing(bundle)
-        held_out = _prepare(bundle, tokenizer, data.eval_datasets, packing=packing, where="data.eval_datasets")
-    elif data.test_split_size is not None:
-        rows, held_out = rows.split(data.test_split_size, seed=bundle.run.seed)
-    else:
-        return rows, None
-    limit = bundle.eval.eval_samples
-    return rows, held_out if limit is None else held_out.select(np.arange(min(limit, len(held_out))))
-
-
-def _prepare(bundle: Bundle, tokenizer: Any, datasets: Sequence[Dataset], *, packing: bool, where: str) -> Prepared:
-    data, sft = bundle.data, bundle.sft
-    whole = packing and sft.packing_strategy in SPLITS_ROWS
-    return prepare(
-        [Source(**{**attrs.asdict(dataset, recurse=False), "columns": thaw(dataset.columns)}) for dataset in datasets],
-        tokenizer=tokenizer,
-        max_length=None if whole else sft.max_length,
-        truncation_mode=sft.truncation_mode,
-        completion_only_loss=sft.completion_only_loss,
-        assistant_only_loss=sft.assistant_only_loss,
-        last_turn_only_loss=sft.last_turn_only_loss,
-        dataset_text_field=data.dataset_text_field,
-        mixing=data.mixing,
-        stopping_strategy=data.stopping_strategy,
-        seed=bundle.run.seed,
-        dataset_num_proc=data.dataset_num_proc,
-        cache_dir=default_cache_dir() if data.cache_dir is None else Path(data.cache_dir),
-        on_bad_row=data.on_bad_row,
-        on_mask_problem=data.on_mask_problem,
-        where=where,
-    )
-
-
-def _eval_packing(bundle: Bundle) -> bool:
-    return bundle.sft.packing if bundle.sft.eval_packing is None else bundle.sft.eval_packing
-
-
-def _bins(bundle: Bundle, rows: Prepared, *, packing: bool) -> Bins:
-    if packing:
-        return pack(rows.lengths, bundle.sft.max_length, bundle.sft.packing_strategy)
-    return one_each(rows.lengths)
-
-
-def _training_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Split:
-    bins = _bins(bundle, rows, packing=bundle.sft.packing)
-
-    @lru_cache(maxsize=2)
-    def plan(epoch: int) -> EpochPlan:
-        return EpochPlan(
-            bins,
-            seed=bundle.run.seed,
-            epoch=epoch,
-            fingerprint=rows.fingerprint,
-            batch_size=bundle.train.per_device_train_batch_size,
-            accumulation=bundle.train.gradient_accumulation_steps,
-            world_size=world_size,
-            shuffle=bundle.data.shuffle,
-        )
-
-    return Split(rows, bins, plan)
-
-
-def _evaluation_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Split:
-    bins = _bins(bundle, rows, packing=_eval_packing(bundle))
-    batch_size = bundle.eval.per_device_eval_batch_size
-    plan = evaluation_plan(bins, fingerprint=rows.fingerprint, batch_size=batch_size, world_size=world_size)
-    return Split(rows, bins, lambda epoch: plan)
 
 
 # ---------------------------------------------------------------------- the weights, and what works on them
@@ -303,7 +213,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
 
     def eval_batches() -> Iterator[Batch]:
         assert inputs.evaluation is not None
-        for step in range(inputs.evaluation.plan(0).num_steps):
+        for step in range(inputs.evaluation.steps_per_epoch):
             yield from batches(inputs.evaluation, 0, step, rank=ranks.rank)
 
     return Machine(
@@ -352,7 +262,7 @@ def _flat(bundle: Bundle, isolation: IsolationReport) -> bool:
 
     Raises ModelError where documents would share a row of a model that does not isolate them.
     """
-    shares_rows = bundle.sft.packing or _eval_packing(bundle) or bundle.sft.padding_free is True
+    shares_rows = bundle.sft.packing or eval_packing(bundle) or bundle.sft.padding_free is True
     if shares_rows and not isolation.passed:
         raise ModelError(
             Problem(
@@ -387,10 +297,10 @@ def _activations(bundle: Bundle, model: Any) -> Callable[[], AbstractContextMana
 def _batches(
     split: Split, epoch: int, step: int, *, rank: int, bundle: Bundle, pad_token_id: int, flat: bool
 ) -> Iterator[Batch]:
-    plan = split.plan(epoch)
+    rows, plan, step = split.at(epoch, step)
     for indices in plan.micro_batches(step, rank):
         yield collate(
-            split.rows,
+            rows,
             plan.bins,
             indices,
             padding_free=flat,
@@ -443,4 +353,4 @@ def _stop_token_ids(inputs: Inputs, model: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in (inputs.tokenizer.eos_token_id, *listed) if i is not None))
 
 
-__all__ = ["Inputs", "Machine", "Split", "check_model_of", "inputs_of", "machine_of", "tokenizer_of", "without_dropout"]
+__all__ = ["Inputs", "Machine", "check_model_of", "inputs_of", "machine_of", "tokenizer_of", "without_dropout"]

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from sftctl.config.schema import Bundle
 from sftctl.engine import assemble, distributed
 from sftctl.engine.assemble import Inputs, Machine
 from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
+from sftctl.engine.data.ledger import Dropped
 from sftctl.engine.data.proof import MaskProof
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
@@ -38,7 +40,7 @@ from sftctl.records import Answer, EvalReport, RunResult, StepReport
 from sftctl.runs.directory import Identity, RunDirectory, attach, claim
 from sftctl.runs.environment import describe, write_environment
 from sftctl.runs.files import write_atomically
-from sftctl.runs.ledger import write_ledger
+from sftctl.runs.ledger import read_dropped, write_ledger
 from sftctl.runs.metrics import MetricsWriter
 from sftctl.runs.origins import write_origins
 from sftctl.runs.trackers import start_trackers
@@ -193,13 +195,14 @@ class Course:
         self.best: float | None = None
         self.evaluations_without_better = 0
         self.last: dict[str, Any] = {}
+        self.window: Mapping[str, Any] | None = None
         self.answers: tuple[Answer, ...] = ()
         self.checkpointer = Checkpointer(
             run.checkpoints,
             TrainingState(weights=machine.weights.named, optimizer=machine.optimizer),
             ranks=ranks,
             settings=show.tree(bundle),
-            identity={"data": inputs.train.rows.fingerprint, "plan": inputs.train.plan(0).global_digest},
+            identity=inputs.train.identity,
             save_total_limit=bundle.checkpoint.save_total_limit,
             async_save=bundle.checkpoint.async_save,
             note=reporter.note,
@@ -241,6 +244,8 @@ class Course:
         self.progress = Progress(**meta["progress"])
         self.best, self.evaluations_without_better = meta["best"], meta["evaluations_without_better"]
         self.last = dict(meta["last"])
+        if meta["stream"] is not None:
+            self.inputs.train.restore(meta["stream"])
         self.reporter.note(f"going on from {checkpoint.path}, step {self.progress.step}")
         return checkpoint
 
@@ -248,7 +253,7 @@ class Course:
         """The files that say what this run is."""
         if not self.ranks.is_main:
             return
-        run, inputs = self.run, self.inputs
+        run = self.run
         write_atomically(run.config, show.dump(resolved, "toml"))
         write_origins(run, show.origins(resolved))
         machine = self.machine
@@ -258,12 +263,26 @@ class Course:
             "isolation": asdict(machine.isolation),
         }
         write_environment(run, describe(device=str(self.ranks.device), command=command or sys.argv, details=details))
-        ledger = {"train": _split_facts(inputs.train)}
-        dropped = [{"split": "train", **asdict(row)} for row in inputs.train.rows.ledger.dropped()]
-        if inputs.evaluation is not None:
-            ledger["evaluation"] = _split_facts(inputs.evaluation)
-            dropped += [{"split": "evaluation", **asdict(row)} for row in inputs.evaluation.rows.ledger.dropped()]
-        write_ledger(run, ledger, dropped)
+        self._write_ledger()
+
+    def _write_ledger(self) -> None:
+        """data.json and dropped.jsonl; of a stream what was left out up to the end of the window that trains now."""
+        train, evaluation = self.inputs.train, self.inputs.evaluation
+        self.window = train.state
+        if not self.ranks.is_main:
+            return
+        ledger, dropped = {"train": train.facts()}, [self._dropped("train", train.dropped())]
+        if train.state is not None:
+            known = (row for row in read_dropped(self.run) if row["split"] == "train")
+            dropped.insert(0, islice(known, train.state["dropped"]))
+        if evaluation is not None:
+            ledger["evaluation"] = evaluation.facts()
+            dropped.append(self._dropped("evaluation", evaluation.dropped()))
+        write_ledger(self.run, ledger, chain.from_iterable(dropped))
+
+    @staticmethod
+    def _dropped(split: str, rows: Iterable[Dropped]) -> Iterator[dict[str, Any]]:
+        return ({"split": split, **asdict(row)} for row in rows)
 
     # ------------------------------------------------------------------ between two steps
 
@@ -278,6 +297,8 @@ class Course:
                 learning_rate_at=self.inputs.learning_rate_at,
             ):
                 self._log(report)
+                if self.inputs.train.state is not self.window:
+                    self._write_ledger()
                 is_best = self._evaluate() if self._is_due(self.bundle.eval.eval_steps, epochs=True) else False
                 stop = self.ranks.agree(signals.received is not None)
                 enough = self._has_converged()
@@ -362,6 +383,7 @@ class Course:
                 "best": self.best,
                 "evaluations_without_better": self.evaluations_without_better,
                 "last": self.last,
+                "stream": self.inputs.train.state,
             },
             is_best=is_best,
             wait=now,
@@ -411,20 +433,3 @@ class Course:
         if self.ranks.is_main:
             with machine.weights.exposed(), quiet_transformers():
                 save_final(machine.model, self.inputs.tokenizer, self.run.final, state_dict=gathered)
-
-
-def _split_facts(split: assemble.Split) -> dict[str, Any]:
-    """What data.json says of one side: its sources, its fill, its plan."""
-    plan = split.plan(0)
-    tokens = int(split.bins.length.sum())
-    longest = int(split.bins.length.max(initial=0))
-    return {
-        **split.rows.ledger.as_data(),
-        "fingerprint": split.rows.fingerprint,
-        "bins": len(split.bins),
-        "documents": len(split.bins.sample),
-        "tokens": tokens,
-        "longest_document": longest,
-        "steps_per_epoch": plan.num_steps,
-        "plan_hash": plan.digest,
-    }

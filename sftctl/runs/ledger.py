@@ -6,7 +6,8 @@ row is often that it should not be anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sftctl.runs.directory import RunDirectory
@@ -21,3 +22,10 @@ def write_ledger(run: RunDirectory, ledger: Mapping[str, Any], dropped: Iterable
 
 def read_ledger(run: RunDirectory) -> dict[str, Any] | None:
     return read_json(run.data)
+
+
+def read_dropped(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    """The rows of dropped.jsonl, none where there is no such file."""
+    if run.dropped.exists():
+        with run.dropped.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)

@@ -151,11 +151,11 @@ def test_every_path_of_a_rule_is_a_leaf() -> None:
 
 def test_a_leaf_that_nothing_implements_is_refused(monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]) -> None:
     monkeypatch.setattr(
-        availability, "NOT_YET", {"data.streaming": "whole", ("log.report_to", "wandb"): "tensorboard works"}
+        availability, "NOT_YET", {"train.torch_compile": "uncompiled", ("log.report_to", "wandb"): "tensorboard works"}
     )
-    resolve([write("run.toml", "[data]\nstreaming = false\n[log]\nreport_to = ['tensorboard']")])
+    resolve([write("run.toml", "[train]\ntorch_compile = false\n[log]\nreport_to = ['tensorboard']")])
     with pytest.raises(ConfigError) as error:
-        resolve([write("run.toml", "[data]\nstreaming = true\n[log]\nreport_to = ['tensorboard', 'wandb']")])
+        resolve([write("run.toml", "[train]\ntorch_compile = true\n[log]\nreport_to = ['tensorboard', 'wandb']")])
     assert [problem.message for problem in error.value.problems] == [
         "true is not available yet",
         '"wandb" is not available yet',

@@ -158,6 +158,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert json.loads((tmp_path / "a" / "state.json").read_text())["phase"] == "failed"
 
 
+def test_what_a_stream_cannot_have(attempt: Callable[..., str], tmp_path: Path) -> None:
+    report = attempt("--streaming", "--set", "~train.max_steps", "--test-split-size=0.5")
+    assert "a stream has no known end, and train.max_steps is not set" in report
+    assert "a share of a stream cannot be held out" in report
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    report = attempt("--streaming", "--set", f'data.datasets=[{{path="{path}", fraction=0.5}}]')
+    assert "shares follow from the number of rows" in report
+    report = attempt("--streaming", "--set", f'data.datasets=[{{path="{path}", split="train[:1]"}}]')
+    assert "train[:1] is a slice" in report
+
+
+def test_a_streamed_run_keeps_its_books(config: Path, tmp_path: Path) -> None:
+    """What fell out up to the end of the last window, and what of the rows to evaluate on did."""
+    rows = rows_file(tmp_path, GOOD, "{", *[GOOD] * 3)
+    held_out = rows_file(tmp_path, GOOD, "[]", name="eval.jsonl").replace("datasets", "eval_datasets")
+    words = ["--streaming", "--per-device-train-batch-size=4", "--max-steps=3", "--on-bad-row=skip", "--eval-steps=2"]
+    words += ["--set", rows, "--set", held_out, f"--output-dir={tmp_path}", "--run-name=a"]
+    assert main(["train", str(config), *words]) == 0
+    dropped = [json.loads(line) for line in (tmp_path / "a" / "dropped.jsonl").read_text().splitlines()]
+    assert [(row["split"], row["line"]) for row in dropped] == [("train", 2)] * 3 + [("evaluation", 2)]
+    ledger = json.loads((tmp_path / "a" / "data.json").read_text())
+    assert ledger["train"]["sources"][0]["rows_read"] == 15
+    assert ledger["train"]["window"] == {"number": 2, "first_step": 2, "end_step": 3}
+    metrics = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval_loss" in record for record in metrics) == 2
+
+
 def test_a_dry_run_checks_and_leaves_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(config), f"--output-dir={tmp_path / 'runs'}", "--dry-run"]) == 0
     assert "20 steps" in capsys.readouterr().out

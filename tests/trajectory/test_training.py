@@ -58,13 +58,15 @@ def test_the_final_model_is_that_of_transformers(train: Callable[..., Path]) -> 
         ["--per-device-train-batch-size=5"],
         ["--per-device-train-batch-size=3", "--gradient-accumulation-steps=2"],
         ["--packing", "--per-device-train-batch-size=1", "--loss-type=dft", "--optimizer=muon"],
+        ["--streaming", "--per-device-train-batch-size=5"],
+        ["--streaming", "--packing", "--per-device-train-batch-size=2"],
     ],
-    ids=["padding-free", "accumulated", "packed, dft, muon"],
+    ids=["padding-free", "accumulated", "packed, dft, muon", "streamed", "streamed, packed"],
 )
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     options: list[str], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bitwise: every record but the times, and every final weight; stopped in the middle of an epoch."""
+    """Bitwise: every record but the times, every final weight, the ledger; stopped in the middle of an epoch."""
     common = ["--max-steps=9", "--save-steps=4", "--save-final", *options]
     whole = train(*common, name="whole")
 
@@ -96,6 +98,8 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
 
     train(*common, name="stopped")
     assert records(stopped) == records(whole)
+    for name in ("data.json", "dropped.jsonl"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (stopped, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -95,9 +95,12 @@ class _Places:
     """
 
     def __init__(self, encoded: Encoded, rows: Sequence[RenderedRow]) -> None:
-        self._rows = rows
-        self._in_bytes = encoded.in_bytes
         self._offsets = encoded.offsets
+        # The texts whose characters and bytes differ; where they do not, a place is a place.
+        self._wide = [
+            item.rendered.text if in_bytes and not item.rendered.text.isascii() else None
+            for item, in_bytes in zip(rows, encoded.in_bytes.tolist(), strict=True)
+        ]
         lengths = [self._position(row, len(item.rendered.text)) for row, item in enumerate(rows)]
         self._base = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(np.array(lengths, dtype=np.int64) + 1, out=self._base[1:])
@@ -107,15 +110,16 @@ class _Places:
 
     def _position(self, row: int, place: int) -> int:
         """A character's place, in bytes where the row's tokens are placed in bytes."""
-        text = self._rows[row].rendered.text
-        if not self._in_bytes[row] or text.isascii():
-            return place
-        return len(text[:place].encode())
+        text = self._wide[row]
+        return place if text is None else len(text[:place].encode())
 
     def _bounds(self, spans: Sequence[tuple[int, int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        starts = np.array([self._base[row] + self._position(row, start) for row, start, _ in spans], dtype=np.int64)
-        ends = np.array([self._base[row] + self._position(row, end) for row, _, end in spans], dtype=np.int64)
-        return starts, ends
+        places = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        for number, (row, start, end) in enumerate(spans):
+            if self._wide[row] is not None:
+                places[number, 1:] = self._position(row, start), self._position(row, end)
+        base = self._base[places[:, 0]]
+        return base + places[:, 1], base + places[:, 2]
 
     def span_of_tokens(self, spans: Sequence[tuple[int, int, int]]) -> NDArray[np.int64]:
         """For each token the index of the span it starts in, or -1. Spans are sorted and do not overlap."""
@@ -131,8 +135,9 @@ class _Places:
         across = np.zeros(len(self._starts), dtype=bool)
         if not spans or not len(self._starts):
             return across
-        starts, _ = self._bounds([span for span in spans if span[2] > span[1]])
-        rows = np.array([span[0] for span in spans if span[2] > span[1]], dtype=np.int64)
+        spans = [span for span in spans if span[2] > span[1]]
+        starts, _ = self._bounds(spans)
+        rows = np.array([row for row, _, _ in spans], dtype=np.int64)
         token = np.searchsorted(self._starts, starts, side="left") - 1
         inside = (token >= 0) & (token >= self._offsets[rows])
         across[token[inside & (self._ends[token] > starts) & ~trained[token]]] = True

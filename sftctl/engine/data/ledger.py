@@ -93,6 +93,20 @@ def source_ledger_from(data: Mapping[str, Any], dropped: Iterable[Dropped]) -> S
     return SourceLedger(**fields, dropped=dropped)
 
 
+COUNTS = (
+    "rows_read", "rows_kept", "rows_dropped", "tokens", "trained_tokens", "rows_truncated", "tokens_cut",
+    "trained_tokens_cut", "straddling_tokens", "rows_used",
+)  # fmt: skip
+
+
+def added(before: SourceLedger, now: SourceLedger) -> SourceLedger:
+    """Two parts of one source as one."""
+    reasons = Counter(before.reasons) + Counter(now.reasons)
+    first, second = before.as_data(), now.as_data()
+    sums: dict[str, Any] = {name: first[name] + second[name] for name in COUNTS}
+    return replace(now, reasons=dict(reasons.most_common()), dropped=(), **sums)
+
+
 class DroppedFile:
     """Rows left out, in a file, a line each: read anew at each pass."""
 

@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sftctl.engine.data.origin import Source
 from sftctl.engine.data.plan import permutation
-from sftctl.engine.data.sources import Source
 from sftctl.errors import DataError, Problem
 
 Order = tuple[NDArray[np.int16], NDArray[np.int64]]
@@ -109,9 +109,13 @@ def held_out(num_rows: int, size: int, *, seed: int) -> NDArray[np.bool_]:
     return out
 
 
-def uniform(size: int, seed: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) from the upper 53 bits of raw words; a longer draw begins with the shorter one."""
-    words = np.random.PCG64(np.random.SeedSequence([seed, _INTERLEAVE_STREAM])).random_raw(size)
+def uniform(size: int, seed: int, *, before: int = 0, passes: int = 0) -> NDArray[np.float64]:
+    """Numbers in [0, 1) from the upper 53 bits of raw words; a longer draw begins with the shorter one.
+
+    `before` of them are jumped over. Each pass over streamed sources draws others.
+    """
+    entropy = [seed, _INTERLEAVE_STREAM, passes] if passes else [seed, _INTERLEAVE_STREAM]
+    words = np.random.PCG64(np.random.SeedSequence(entropy)).advance(before).random_raw(size)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,4 +1,7 @@
-"""One source, from its first line to its store: chunks through workers, in order, and the book kept.
+"""One source, from its lines to labelled tokens: chunks through workers, in order.
+
+    Pipeline.made(lines)   -> Made*       what a stream takes, window by window
+    Pipeline.run(writer)   -> Store       all of the source, the book kept
 
 Works in chunks, so that memory does not grow with the source. In one process, the tokenizer's threads (they let go
 of Python's lock) work on one chunk while the next is rendered. With `num_proc` processes each makes whole chunks;
@@ -10,19 +13,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+from sftctl.engine.data.book import Book, Settled
 from sftctl.engine.data.formats import BadRow, ChatRow, Reading, Row, rename
-from sftctl.engine.data.ledger import Dropped, SourceLedger
-from sftctl.engine.data.proof import Tally
+from sftctl.engine.data.ledger import Dropped
+from sftctl.engine.data.origin import OpenSource, Source
 from sftctl.engine.data.readers import Line
 from sftctl.engine.data.reading import check_loss, check_template, notes, settle
-from sftctl.engine.data.sources import OpenSource, Source
 from sftctl.engine.data.store import Store, Writer
 from sftctl.engine.data.worker import (
+    NO_ROWS,
     BareTokenizer,
     Fallen,
     Kit,
@@ -46,48 +50,63 @@ HELP = {
 
 
 class Pipeline:
-    """Prepares one source into a writer."""
+    """Prepares one source. `settled` is there once a good row was seen."""
 
     def __init__(
-        self,
-        source: Source,
-        opened: OpenSource,
-        settings: Settings,
-        kit: Kit,
-        writer: Writer,
-        *,
-        num_proc: int | None = None,
+        self, source: Source, opened: OpenSource, settings: Settings, kit: Kit, *, num_proc: int | None = None
     ) -> None:
         self._source, self._opened, self._settings, self._kit = source, opened, settings, kit
-        self._writer, self._num_proc = writer, num_proc
+        self._num_proc = num_proc
         self._reading: Reading | None = None
-        self._row_type: type[Row] | None = None
-        self._notes: tuple[str, ...] = ()
-        self._stop_tokens: tuple[str, ...] = ()
-        self._stop_ids: list[int] = []
-        self._tally = Tally(())
-        self._num_read = self._truncated = self._tokens_cut = self._trained_cut = 0
+        self.settled: Settled | None = None
 
-    def run(self) -> Store:
+    def run(self, writer: Writer) -> Store:
         """Read the source to its end. Raises DataError."""
-        chunks = self._chunks()
+        num_read, book = 0, None
+        for made in self.made(enumerate(self._opened.lines(), start=1)):
+            num_read += made.num_read
+            for row in made.fallen:
+                writer.dropped.add(self.dropped(row, row.number))
+            if self.settled is None:
+                continue
+            book = book or Book(self.settled)
+            book.add_fallen(made.fallen)
+            if made.chunk is not None:
+                book.add(made.chunk, made.trained_cut)
+                writer.append(made.chunk, made.numbers)
+        if book is None or num_read == len(writer.dropped):
+            raise self.nothing_left(num_read, writer.dropped.reasons, writer.dropped.first)
+        return writer.finish(book.meta(self._source.path, num_read=num_read, reasons=writer.dropped.reasons))
+
+    def made(self, lines: Iterator[Numbered]) -> Iterator[Made]:
+        """The rows of numbered lines, a chunk at a time. Raises DataError for rows that must not fall out."""
+        chunks = _chunks(lines)
         for chunk in chunks:
-            if self._start(chunk):
-                self._run_all(chunk, chunks)
-                break
-            self._refuse_all(chunk)
-        if not self._num_read:
-            raise self._error("the source is empty: it has no rows")
-        if not self._tally.tokens:
-            raise self._nothing_left()
-        return self._writer.finish(self._meta())
+            if self._settle(chunk):
+                ways = self._in_processes if (self._num_proc or 1) > 1 else self._in_threads
+                for made in ways(chunk, chunks):
+                    self._refuse(made.fallen)
+                    yield made
+                return
+            fallen = self._without_one_good(chunk)
+            self._refuse(fallen)
+            yield Made(None, NO_ROWS, NO_ROWS, fallen, len(chunk))
 
-    def _chunks(self) -> Iterator[list[Numbered]]:
-        numbered = enumerate(self._opened.lines(), start=1)
-        while chunk := list(islice(numbered, CHUNK_ROWS)):
-            yield chunk
+    def dropped(self, row: Fallen, number: int) -> Dropped:
+        """A row that was left out, for the book; `number` is its place in the source, from 1."""
+        return Dropped(self._source.path, row.line.file, row.line.line, number, row.kind, row.reason)
 
-    def _start(self, chunk: list[Numbered]) -> bool:
+    def nothing_left(self, num_read: int, reasons: Mapping[str, int], first: Dropped | None) -> DataError:
+        """The error of a source that has nothing to train on."""
+        if first is None:
+            message, help = "the source is empty: it has no rows", None
+        else:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.items())
+            message = f"none of its {num_read} rows can be trained on ({kinds})"
+            help = f"the first, {Origin('data', first.file, first.line or first.row)}: {first.reason}"
+        return DataError(Problem(self._opened.where, message, Origin("data", self._source.path), help))
+
+    def _settle(self, chunk: list[Numbered]) -> bool:
         """Settle the reading on the first good row of a chunk, and hold the settings against it."""
         for _, line in chunk:
             if line.value is None:
@@ -100,30 +119,29 @@ class Pipeline:
                 row = self._reading.row(line.value)
             except BadRow:
                 continue
-            self._check(row, line, self._reading)
+            if self.settled is None:
+                self.settled = self._settled_by(row, line, self._reading)
             return True
         return False
 
-    def _check(self, row: Row, line: Line, reading: Reading) -> None:
+    def _settled_by(self, row: Row, line: Line, reading: Reading) -> Settled:
         assert line.value is not None
         loss, where, template = self._settings.loss, self._opened.where, self._kit.template
         check_template(row, reading.format, template is not None, self._source, where)
         check_loss(row, rename(line.value, self._source.columns), reading.format, loss, self._source, where)
-        self._row_type = type(row)
-        self._notes = notes(reading, row, template is not None, template is not None and template.uses_clock)
-        self._stop_tokens = self._kit.stop_tokens(isinstance(row, ChatRow))
-        ids = [self._kit.encoder.backend.token_to_id(token) for token in self._stop_tokens]
-        self._stop_ids = [index for index in ids if index is not None]
-        self._tally = Tally(self._stop_ids)
-
-    def _run_all(self, first: list[Numbered], rest: Iterator[list[Numbered]]) -> None:
-        for made in self._in_processes(first, rest) if (self._num_proc or 1) > 1 else self._in_threads(first, rest):
-            self._book(made)
+        stop_tokens = self._kit.stop_tokens(isinstance(row, ChatRow))
+        ids = [self._kit.encoder.backend.token_to_id(token) for token in stop_tokens]
+        return Settled(
+            reading=reading,
+            row_type=type(row),
+            notes=notes(reading, row, template is not None, template is not None and template.uses_clock),
+            stop_tokens=stop_tokens,
+            stop_ids=tuple(index for index in ids if index is not None),
+        )
 
     def _in_threads(self, first: list[Numbered], rest: Iterator[list[Numbered]]) -> Iterator[Made]:
-        assert self._reading is not None
-        assert self._row_type is not None
-        worker = Worker(self._reading, self._row_type, self._settings, self._kit)
+        assert self.settled is not None
+        worker = Worker(self.settled.reading, self.settled.row_type, self._settings, self._kit)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
             pending: Pending = worker.render(first, pool)
             for chunk in rest:
@@ -134,9 +152,8 @@ class Pipeline:
 
     def _in_processes(self, first: list[Numbered], rest: Iterator[list[Numbered]]) -> Iterator[Made]:
         assert self._num_proc is not None
-        assert self._reading is not None
-        assert self._row_type is not None
-        state = (self._reading, self._row_type, self._settings, state_of(self._kit.tokenizer))
+        assert self.settled is not None
+        state = (self.settled.reading, self.settled.row_type, self._settings, state_of(self._kit.tokenizer))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self._num_proc, context, _begin, state) as pool:
             waiting: deque[Future[Made]] = deque([pool.submit(_make, first)])
@@ -147,19 +164,7 @@ class Pipeline:
             while waiting:
                 yield waiting.popleft().result()
 
-    def _book(self, made: Made) -> None:
-        self._num_read += made.num_read
-        self._fall(made.fallen)
-        if made.chunk is None:
-            return
-        self._truncated += made.truncated
-        self._tokens_cut += made.tokens_cut
-        self._trained_cut += made.trained_cut
-        self._tally.add(made.chunk)
-        self._writer.append(made.chunk, made.numbers)
-
-    def _refuse_all(self, chunk: list[Numbered]) -> None:
-        """A chunk without one good row."""
+    def _without_one_good(self, chunk: list[Numbered]) -> list[Fallen]:
         fallen = []
         for number, line in chunk:
             try:
@@ -169,62 +174,24 @@ class Pipeline:
             except BadRow as error:
                 reason = str(error)
             fallen.append(Fallen(number, line, "bad_row", reason, refused=True))
-        self._num_read += len(chunk)
-        self._fall(fallen)
+        return fallen
 
-    def _fall(self, fallen: list[Fallen] | Any) -> None:
-        """Rows that fell out: into the book, or, where they must not, into an error with the first of them."""
-        problems = []
-        for row in fallen:
-            if row.refused and (row.kind == "too_long" or self._settings.on_bad_row == "error"):
-                problems.append(self._problem(row))
-            else:
-                dropped = Dropped(self._source.path, row.line.file, row.line.line, row.number, row.kind, row.reason)
-                self._writer.dropped.add(dropped)
-        if problems:
-            raise DataError(*problems[:5])
+    def _refuse(self, fallen: Sequence[Fallen]) -> None:
+        """An error with the first of the rows that must not fall out."""
+        strict = self._settings.on_bad_row == "error"
+        refused = [row for row in fallen if row.refused and (strict or row.kind == "too_long")]
+        if refused:
+            raise DataError(*(self._problem(row) for row in refused[:5]))
 
     def _problem(self, row: Fallen) -> Problem:
         place = "" if row.line.line is not None else f"row {row.number}: "
         origin = Origin("data", row.line.file, row.line.line)
         return Problem(self._opened.where, f"{place}{row.reason}", origin, HELP[row.kind])
 
-    def _meta(self) -> dict[str, Any]:
-        assert self._reading is not None
-        ledger = SourceLedger(
-            source=self._source.path,
-            format=self._reading.format,
-            unused_columns=self._reading.unused,
-            rows_read=self._num_read,
-            rows_kept=self._num_read - len(self._writer.dropped),
-            rows_dropped=len(self._writer.dropped),
-            reasons=self._writer.dropped.reasons,
-            tokens=self._tally.tokens,
-            trained_tokens=self._tally.trained,
-            rows_truncated=self._truncated,
-            tokens_cut=self._tokens_cut,
-            trained_tokens_cut=self._trained_cut,
-            straddling_tokens=self._tally.straddling,
-        )
-        return {
-            "ledger": ledger.as_data(),
-            "tally": self._tally.as_data(),
-            "stop_tokens": list(self._stop_tokens),
-            "stop_token_ids": self._stop_ids,
-            "notes": list(self._notes),
-        }
 
-    def _nothing_left(self) -> DataError:
-        reasons = ", ".join(f"{count} {kind}" for kind, count in self._writer.dropped.reasons.items())
-        first = self._writer.dropped.first
-        assert first is not None
-        return self._error(
-            f"none of its {self._num_read} rows can be trained on ({reasons})",
-            f"the first, {Origin('data', first.file, first.line or first.row)}: {first.reason}",
-        )
-
-    def _error(self, message: str, help: str | None = None) -> DataError:
-        return DataError(Problem(self._opened.where, message, Origin("data", self._source.path), help))
+def _chunks(lines: Iterator[Numbered]) -> Iterator[list[Numbered]]:
+    while chunk := list(islice(lines, CHUNK_ROWS)):
+        yield chunk
 
 
 _worker: Worker | None = None  # of a process that prepares rows for another

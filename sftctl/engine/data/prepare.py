@@ -26,10 +26,11 @@ from sftctl.engine.data.digests import DIGEST_BYTES, digest_of_text
 from sftctl.engine.data.labels import TruncationMode
 from sftctl.engine.data.ledger import Ledger, SourceLedger, source_ledger_from
 from sftctl.engine.data.mixing import Mixing, Stopping, check_mixture, held_out, mix
+from sftctl.engine.data.origin import Source
 from sftctl.engine.data.pipeline import Pipeline
 from sftctl.engine.data.proof import MaskProof, prove
 from sftctl.engine.data.rendering import Loss
-from sftctl.engine.data.sources import Source, open_source
+from sftctl.engine.data.sources import open_source
 from sftctl.engine.data.store import TRAINED, Store, Writer
 from sftctl.engine.data.tokens import Tokenizer
 from sftctl.engine.data.worker import Kit, Settings
@@ -210,7 +211,7 @@ def prepare(
         stores=stores,
         source_of=source_of,
         row_of=row_of,
-        fingerprint=digest_of_text(*(store.fingerprint for store in stores), _digest_of_order(source_of, row_of)),
+        fingerprint=fingerprint_of(stores, source_of, row_of),
         ledger=ledger,
         proof=proof,
         tokenizer=tokenizer,
@@ -227,7 +228,7 @@ def _store_of(
 
     def make(folder: Path | None) -> Store:
         with closing(Writer(folder)) as writer:
-            return Pipeline(source, opened, settings, kit, writer, num_proc=num_proc).run()
+            return Pipeline(source, opened, settings, kit, num_proc=num_proc).run(writer)
 
     if cache_dir is None:
         return make(None), False
@@ -244,6 +245,11 @@ def _running_sum(values: NDArray[Any]) -> NDArray[np.int64]:
 
 def _ledger_of(store: Store, rows_used: int) -> SourceLedger:
     return source_ledger_from({**store.meta["ledger"], "rows_used": rows_used}, store.dropped)
+
+
+def fingerprint_of(stores: Sequence[Store], source_of: NDArray[np.int16], row_of: NDArray[np.int64]) -> str:
+    """The name of rows in an order: of their contents alone."""
+    return digest_of_text(*(store.fingerprint for store in stores), _digest_of_order(source_of, row_of))
 
 
 def _digest_of_order(source_of: NDArray[np.int16], row_of: NDArray[np.int64]) -> str:

@@ -1,5 +1,8 @@
 """One reader for each kind of local file: bytes in, `Line`s out, broken ones among them.
 
+    reader(path)                   every row
+    reader(path, start, line)      the rows after one whose `after` is `start` and whose `line` is `line`
+
 Properties: a reader never raises for a bad row. A line that is not JSON, a record with a field too many,
 text that is not UTF-8 come out as a `Line` with `error`, its file and its line, and the next one is read;
 what to do about it is the caller's rule (`on_bad_row`). Nothing is read twice and only one chunk is held.
@@ -16,6 +19,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -23,30 +27,35 @@ ARROW_BATCH_ROWS = 1024
 
 
 class Line(NamedTuple):
-    """One row as it was read. `line` counts from 1 in a text file; `value` is None where `error` says why."""
+    """One row as it was read. `line` counts from 1 in a text file; `value` is None where `error` says why.
+
+    `after` is where the next row begins: a byte of a file of lines, the number of a row of any other.
+    """
 
     file: str
     line: int | None
     value: dict[str, Any] | None
     error: str | None = None
+    after: int = 0
 
 
-def read_json(path: Path) -> Iterator[Line]:
+def read_json(path: Path, start: int = 0, line: int = 0) -> Iterator[Line]:
     """JSON lines, or one array of objects; the first character decides."""
     with _open(path) as stream:
         head = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-        stream.seek(0)
         if head.startswith(b"[") or (head.startswith(b"{") and _is_one_object(head)):
-            yield from _read_json_whole(path, stream)
+            stream.seek(0)
+            yield from islice(_read_json_whole(path, stream), start, None)
         else:
-            yield from _read_json_lines(path, stream)
+            stream.seek(start)
+            yield from _read_json_lines(path, stream, start, line)
 
 
-def read_csv(path: Path, delimiter: str = ",") -> Iterator[Line]:
-    """Comma-separated values with a header line. Every value is text."""
+def read_csv(path: Path, start: int = 0, line: int = 0, *, delimiter: str = ",") -> Iterator[Line]:
+    """Comma-separated values with a header line. Every value is text. Empty lines are no rows."""
     file = str(path)
     with _open(path) as raw:
-        text = (line.decode("utf-8-sig" if first else "utf-8") for first, line in _first_flagged(raw))
+        text = _TextLines(raw)
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -55,30 +64,38 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Line]:
             except StopIteration:
                 return
             except (csv.Error, UnicodeDecodeError) as error:
-                yield Line(file, rows.line_num, None, f"not CSV: {error}")
+                yield Line(file, text.line, None, f"not CSV: {error}", text.after)
                 continue
             if header is None:
                 header = fields
-            elif len(fields) != len(header):
-                yield Line(file, rows.line_num, None, f"{len(fields)} fields where the header has {len(header)}")
-            else:
-                yield Line(file, rows.line_num, dict(zip(header, fields, strict=True)))
+                text.skip_to(start, line)
+            elif fields and len(fields) != len(header):
+                what = f"{len(fields)} fields where the header has {len(header)}"
+                yield Line(file, text.line, None, what, text.after)
+            elif fields:
+                yield Line(file, text.line, dict(zip(header, fields, strict=True)), None, text.after)
 
 
-def read_tsv(path: Path) -> Iterator[Line]:
-    return read_csv(path, delimiter="\t")
+def read_tsv(path: Path, start: int = 0, line: int = 0) -> Iterator[Line]:
+    return read_csv(path, start, line, delimiter="\t")
 
 
-def read_parquet(path: Path) -> Iterator[Line]:
-    """A Parquet file, a batch of rows at a time."""
+def read_parquet(path: Path, start: int = 0, line: int = 0) -> Iterator[Line]:
+    """A Parquet file, a batch of rows at a time. Row groups before `start` are not read."""
     import pyarrow.parquet as parquet  # heavy: 0.2 s, and only for column files
 
     with parquet.ParquetFile(path) as table:
-        yield from lines_of_batches(str(path), table.iter_batches(batch_size=ARROW_BATCH_ROWS))
+        first, before = 0, 0
+        while first < table.num_row_groups and before + table.metadata.row_group(first).num_rows <= start:
+            before += table.metadata.row_group(first).num_rows
+            first += 1
+        groups = list(range(first, table.num_row_groups))
+        batches = table.iter_batches(batch_size=ARROW_BATCH_ROWS, row_groups=groups) if groups else iter(())
+        yield from lines_of_batches(str(path), batches, start=start, before=before)
 
 
-def read_arrow(path: Path) -> Iterator[Line]:
-    """An Arrow IPC file or stream, memory-mapped."""
+def read_arrow(path: Path, start: int = 0, line: int = 0) -> Iterator[Line]:
+    """An Arrow IPC file or stream, memory-mapped: batches before `start` are passed over unread."""
     import pyarrow as pa  # heavy, see above
 
     with pa.memory_map(str(path)) as stream:
@@ -87,19 +104,23 @@ def read_arrow(path: Path) -> Iterator[Line]:
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         except pa.ArrowInvalid:
             batches = iter(pa.ipc.open_stream(stream))
-        yield from lines_of_batches(str(path), batches)
+        yield from lines_of_batches(str(path), batches, start=start)
 
 
-def lines_of_batches(file: str, batches: Iterator[Any]) -> Iterator[Line]:
-    """Rows of Arrow record batches as plain Python.
+def lines_of_batches(file: str, batches: Iterator[Any], *, start: int = 0, before: int = 0) -> Iterator[Line]:
+    """Rows of Arrow record batches as plain Python, from row `start` on; `before` rows precede the batches.
 
     A struct column gives every row every key of any row, null where the row has none; those nulls are taken
     out again, or a template would see a `tool_calls` that nobody wrote.
     """
+    number = before
     for batch in batches:
-        for start in range(0, batch.num_rows, ARROW_BATCH_ROWS):
-            for value in batch.slice(start, ARROW_BATCH_ROWS).to_pylist():
-                yield Line(file, None, {key: without_nulls(item) for key, item in value.items()})
+        skipped = min(batch.num_rows, max(0, start - number))
+        number += skipped
+        for begin in range(skipped, batch.num_rows, ARROW_BATCH_ROWS):
+            for value in batch.slice(begin, ARROW_BATCH_ROWS).to_pylist():
+                number += 1
+                yield Line(file, None, {key: without_nulls(item) for key, item in value.items()}, None, number)
 
 
 def without_nulls(value: Any) -> Any:
@@ -110,7 +131,8 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-READERS: dict[str, Callable[[Path], Iterator[Line]]] = {
+Reader = Callable[[Path, int, int], Iterator[Line]]
+READERS: dict[str, Reader] = {
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,
@@ -147,18 +169,22 @@ def _read_json_whole(path: Path, stream: IO[bytes]) -> Iterator[Line]:
     try:
         value = json.loads(stream.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        yield Line(file, error.lineno, None, f"not JSON: {error.msg} at column {error.colno}")
+        yield Line(file, error.lineno, None, f"not JSON: {error.msg} at column {error.colno}", 1)
         return
     except UnicodeDecodeError as error:
-        yield Line(file, None, None, f"not UTF-8: {error.reason} at byte {error.start}")
+        yield Line(file, None, None, f"not UTF-8: {error.reason} at byte {error.start}", 1)
         return
-    for row in value if isinstance(value, list) else [value]:
-        yield _line_of(file, None, row)
+    except (ValueError, RecursionError) as error:  # as for lines, below
+        yield Line(file, None, None, f"not JSON that can be read: {error}", 1)
+        return
+    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
+        yield _line_of(file, None, row, number)
 
 
-def _read_json_lines(path: Path, stream: IO[bytes]) -> Iterator[Line]:
+def _read_json_lines(path: Path, stream: IO[bytes], after: int, line: int) -> Iterator[Line]:
     file = str(path)
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(stream, start=line + 1):
+        after += len(raw)
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if raw.isspace():
@@ -166,17 +192,19 @@ def _read_json_lines(path: Path, stream: IO[bytes]) -> Iterator[Line]:
         try:
             value = json.loads(raw)
         except json.JSONDecodeError as error:
-            yield Line(file, number, None, f"not JSON: {error.msg} at column {error.colno}")
+            yield Line(file, number, None, f"not JSON: {error.msg} at column {error.colno}", after)
         except UnicodeDecodeError as error:
-            yield Line(file, number, None, f"not UTF-8: {error.reason} at byte {error.start} of the line")
+            yield Line(file, number, None, f"not UTF-8: {error.reason} at byte {error.start} of the line", after)
+        except (ValueError, RecursionError) as error:  # a number of too many digits, a list in a list in a list …
+            yield Line(file, number, None, f"not JSON that can be read: {error}", after)
         else:
-            yield _line_of(file, number, value)
+            yield _line_of(file, number, value, after)
 
 
-def _line_of(file: str, number: int | None, value: Any) -> Line:
+def _line_of(file: str, number: int | None, value: Any, after: int) -> Line:
     if isinstance(value, dict):
-        return Line(file, number, value)
-    return Line(file, number, None, f"a row is an object with named columns, and this is {_kind(value)}")
+        return Line(file, number, value, None, after)
+    return Line(file, number, None, f"a row is an object with named columns, and this is {_kind(value)}", after)
 
 
 def _kind(value: Any) -> str:
@@ -184,8 +212,27 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _first_flagged(stream: IO[bytes]) -> Iterator[tuple[bool, bytes]]:
-    first = True
-    for line in stream:
-        yield first, line
-        first = False
+class _TextLines:
+    """The lines of a file as text, one by one, and where it stands. A line that is not UTF-8 raises; the next comes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.line = self.after = 0
+
+    def skip_to(self, after: int, line: int) -> None:
+        """Go on at byte `after`, where that is further on."""
+        if after > self.after:
+            self._stream.seek(after)
+            self.after, self.line = after, line
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        raw = self._stream.readline()
+        if not raw:
+            raise StopIteration
+        first = not self.after
+        self.after += len(raw)
+        self.line += 1
+        return raw.decode("utf-8-sig" if first else "utf-8")

@@ -22,8 +22,8 @@ from sftctl.engine.data.formats import (
     rename,
     used_columns,
 )
+from sftctl.engine.data.origin import Source
 from sftctl.engine.data.rendering import Loss
-from sftctl.engine.data.sources import Source
 from sftctl.errors import DataError, Origin, Problem
 
 

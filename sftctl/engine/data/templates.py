@@ -27,11 +27,14 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
 from sftctl.errors import DataError, Problem
 
 MARK_START, MARK_END = "\ufdd0", "\ufdd1"  # noncharacters: no text that is meant for exchange holds them
+LOOP_FACTS = frozenset(("first", "last", "index", "index0", "length", "previtem", "nextitem"))
+"""Plain values of a loop; nothing of the interpreter is within their reach."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -248,10 +251,17 @@ def _is_ours(node: jinja2.nodes.CallBlock) -> bool:
     return isinstance(target, jinja2.nodes.ExtensionAttribute) and target.identifier == _GenerationTag.identifier
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, with a short way to what every template asks most: `loop.first`, `loop.last`, `loop.index0`."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is jinja2.runtime.LoopContext and attribute in LOOP_FACTS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 def _environment(moment: datetime) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = moment.strftime

@@ -29,6 +29,7 @@ from sftctl.engine.data.tokens import Encoded, Encoder, Tokenizer
 Numbered = tuple[int, Line]
 KIND_OF_ERROR: dict[type[Exception], str] = {BadRow: "bad_row", MaskProblem: "mask", TemplateRefusal: "template"}
 MAX_REFUSED = 5
+NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,18 @@ class Kit:
 
 @dataclass(frozen=True, slots=True)
 class Fallen:
-    """A row that falls out. `refused` rows do not fit, and are problems where on_bad_row says so."""
+    """A row that falls out. `refused` rows do not fit, and are problems where on_bad_row says so.
+
+    `tokens_cut` and `trained_cut` are what truncation took of it before.
+    """
 
     number: int
     line: Line
     kind: str
     reason: str
     refused: bool
+    tokens_cut: int = 0
+    trained_cut: int = 0
 
 
 @dataclass(slots=True)
@@ -97,15 +103,13 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A chunk that is done: the kept rows, their numbers, what fell out, what truncation took."""
+    """A chunk that is done: the kept rows, their numbers, the targets truncation took of each, what fell out."""
 
     chunk: Chunk | None
     numbers: NDArray[np.int64]
+    trained_cut: NDArray[np.int64]
     fallen: Sequence[Fallen]
     num_read: int
-    truncated: int = 0
-    tokens_cut: int = 0
-    trained_cut: int = 0
 
 
 class Worker:
@@ -137,23 +141,23 @@ class Worker:
         """Label, cut and sort out a chunk that has come back from the tokenizer."""
         fallen = list(pending.fallen)
         if not pending.lines or (fallen and not self._skips):
-            return Made(None, np.zeros(0, dtype=np.int64), fallen, pending.num_read)
+            return Made(None, NO_ROWS, NO_ROWS, fallen, pending.num_read)
         chunk, lines = self._without_long(self._labelled(pending), pending.lines, fallen)
         mode, max_length = self._settings.truncation_mode, self._settings.max_length
         cut = labels.truncate(chunk, max_length, mode) if max_length is not None else chunk
         before, after = chunk.sums(chunk.trained), cut.sums(cut.trained)
+        lost = (chunk.lengths - cut.lengths).tolist()
         keep = after > 0
         for row in np.flatnonzero(~keep):
             reason = "its targets lie behind the cut to max_length" if before[row] else "no token of it trains"
-            fallen.append(Fallen(*lines[row], "nothing_to_train", reason, refused=False))
+            taken = {"tokens_cut": lost[row], "trained_cut": int(before[row])}
+            fallen.append(Fallen(*lines[row], "nothing_to_train", reason, refused=False, **taken))
         return Made(
             labels.select(cut, keep),
             np.array([number for number, _ in lines], dtype=np.int64)[keep],
+            (before - after)[keep],
             fallen,
             pending.num_read,
-            truncated=int((keep & (cut.lengths < chunk.lengths)).sum()),
-            tokens_cut=int((chunk.lengths - cut.lengths).sum()),
-            trained_cut=int((before - after).sum()),
         )
 
     def _take(self, line: Line, pending: Pending) -> None:

@@ -15,10 +15,10 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from sftctl.engine.data.origin import OpenSource, Source
 from sftctl.engine.data.pipeline import Pipeline
 from sftctl.engine.data.readers import Line
 from sftctl.engine.data.rendering import Loss
-from sftctl.engine.data.sources import OpenSource, Source
 from sftctl.engine.data.store import Store, Writer
 from sftctl.engine.data.worker import Kit, Settings
 
@@ -159,9 +159,9 @@ def store_of(rows: Sequence[Mapping[str, Any]], kit: Kit, source: Source | None 
     def lines() -> Iterator[Line]:
         return (Line("rows.jsonl", number, dict(row)) for number, row in enumerate(rows, start=1))
 
-    opened = OpenSource("rows.jsonl", "data.datasets[0]", lines, lambda: "")
+    opened = OpenSource("rows.jsonl", "data.datasets[0]", lines, lambda: "", lambda place: iter(()))
     source = source or Source("rows.jsonl")
-    return Pipeline(source, opened, Settings(loss=loss, **settings), kit, Writer()).run()
+    return Pipeline(source, opened, Settings(loss=loss, **settings), kit).run(Writer())
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sftctl.engine.data.formats import BadRow, ChatRow, PairRow, Reading, TextRow, TokensRow, detect, rename
+from sftctl.engine.data.origin import Source
 from sftctl.engine.data.reading import settle
-from sftctl.engine.data.sources import Source
 from sftctl.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}

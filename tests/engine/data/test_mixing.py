@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftctl.engine.data.mixing import check_mixture, concat, held_out, interleave, mix, shares, uniform
-from sftctl.engine.data.sources import Source
+from sftctl.engine.data.origin import Source
 from sftctl.errors import DataError
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftctl.engine.data import digests
-from sftctl.engine.data.sources import Source, SplitPart, open_source
+from sftctl.engine.data.origin import Source, SplitPart
+from sftctl.engine.data.sources import open_source
 from sftctl.errors import DataError
 
 WHERE = "data.datasets[0]"

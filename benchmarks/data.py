@@ -1,0 +1,333 @@
+"""Preparing rows side by side with TRL: from rows to masked tokens, packed.
+
+    python benchmarks/data.py --tokenizer DIR --rows FILE                             # ours alone
+    python benchmarks/data.py --tokenizer DIR --rows FILE --peer /path/to/python      # an interpreter that has trl
+    python benchmarks/data.py --tokenizer DIR --rows FILE --memory 1000000            # peak memory by data set size
+
+FILE has a JSON object a line with `question` and `answer`; DIR is a folder (or Hub id) with a fast tokenizer and a
+chat template. Each side runs in a process of its own that stays alive; tasks go to ours and to the peer in turn, so
+both see the same machine. The table holds medians over the rounds. Imports and loading the tokenizer are not timed.
+
+- messages: conversations, all of them trained.
+- assistant: conversations, only the assistant's turns trained; with a template that has generation tags, since the
+  peer takes no other.
+- completion: prompt and completion as messages, only the completion trained.
+- each again packed (`bfd`).
+
+Ours is timed from the file on disk (read, rendered, tokenised, masked, proven, packed; no cache); the peer's
+`SFTTrainer._prepare_dataset` from rows that are already in memory as a `datasets.Dataset`, its cache off.
+`second start` is ours with the cache, the entry there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+MAX_LENGTH = 1024
+KINDS = ("messages", "assistant", "completion")
+TAGGED = (
+    "{%- for message in messages -%}{%- if message.role == 'assistant' -%}{{- '<|im_start|>assistant\\n' -}}"
+    "{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}{%- else -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of a file to be prepared. `cache` is a folder, or none."""
+
+    kind: str
+    packing: bool
+    rows: str
+    tokenizer: str
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall-clock and processor seconds, the tokens that came out, and the process's peak memory."""
+
+    seconds: float
+    cpu_seconds: float
+    num_tokens: int
+    num_trained: int
+    peak_megabytes: float
+
+
+def timed(work: Callable[[], tuple[int, int]]) -> Measured:
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens, trained = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Measured(wall, cpu, tokens, trained, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def conversations(task: Task) -> list[dict[str, Any]]:
+    """The rows as the task wants them, columns of `question` and `answer` made messages."""
+    made = []
+    with open(task.rows, encoding="utf-8") as stream:
+        for line in stream:
+            row = json.loads(line)
+            user, assistant = (
+                {"role": role, "content": row[name]} for role, name in (("user", "question"), ("assistant", "answer"))
+            )
+            if task.kind == "completion":
+                made.append({"prompt": [user], "completion": [assistant]})
+            else:
+                made.append({"messages": [user, assistant]})
+    return made
+
+
+def ours(task: Task) -> Measured:
+    from sftctl.engine.data.packing import pack  # the peer's process has no sftctl
+    from sftctl.engine.data.prepare import Source, prepare
+
+    tokenizer = _tokenizer(task)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl" if task.cache is None else Path(task.rows)
+        if task.cache is None:
+            path.write_text("".join(json.dumps(row) + "\n" for row in conversations(task)))
+
+        def work() -> tuple[int, int]:
+            columns = {} if task.cache is None else {"user": "question", "assistant": "answer"}
+            prepared = prepare(
+                [Source(str(path), columns=columns)],
+                tokenizer=tokenizer,
+                max_length=MAX_LENGTH,
+                assistant_only_loss=task.kind == "assistant",
+                cache_dir=None if task.cache is None else Path(task.cache),
+            )
+            if task.packing:
+                pack(prepared.lengths, MAX_LENGTH, "bfd")
+            return int(prepared.lengths.sum()), prepared.ledger.sources[0].trained_tokens
+
+        return timed(work)
+
+
+def peer(task: Task) -> Measured:
+    import datasets
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    datasets.disable_caching()
+    tokenizer = _tokenizer(task)
+    sizes = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, **sizes)
+    rows = datasets.Dataset.from_list(conversations(task))
+    found: list[Measured] = []
+    prepare = SFTTrainer._prepare_dataset
+
+    def measured(trainer: Any, *arguments: Any, **named: Any) -> Any:
+        made: list[Any] = []
+
+        def work() -> tuple[int, int]:
+            made.append(prepare(trainer, *arguments, **named))
+            return 0, 0
+
+        found.append(replace(timed(work), num_tokens=sum(len(ids) for ids in made[0]["input_ids"])))
+        return made[0]
+
+    SFTTrainer._prepare_dataset = measured
+    try:
+        SFTTrainer(
+            model=LlamaForCausalLM(config),
+            args=SFTConfig(
+                output_dir=tempfile.gettempdir(),
+                report_to="none",
+                use_cpu=True,
+                bf16=False,
+                max_length=MAX_LENGTH,
+                packing=task.packing,
+                assistant_only_loss=task.kind == "assistant",
+            ),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+    finally:
+        SFTTrainer._prepare_dataset = prepare
+    return found[0]
+
+
+def _tokenizer(task: Task) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task.tokenizer)
+    if task.kind == "assistant":
+        tokenizer.chat_template = TAGGED
+    return tokenizer
+
+
+SIDES: dict[str, Callable[[Task], Measured]] = {"ours": ours, "peer": peer}
+
+
+def serve(side: str) -> None:
+    """Answer each task on standard input with a line of JSON; whatever libraries print goes to standard error."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        print(json.dumps(asdict(SIDES[side](Task(**json.loads(line))))), file=answers, flush=True)
+
+
+class Side:
+    """A process that measures tasks."""
+
+    def __init__(self, name: str, python: str) -> None:
+        self.name = name
+        quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).resolve()), "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **quiet},
+        )
+
+    def measure(self, task: Task) -> Measured:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(asdict(task)), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the process of {self.name} ended without an answer; its errors are above")
+        return Measured(**json.loads(answer))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def sides(peer_python: str | None) -> Iterator[dict[str, Side]]:
+    running = {"ours": Side("ours", sys.executable)}
+    if peer_python:
+        running["peer"] = Side("peer", peer_python)
+    try:
+        yield running
+    finally:
+        for side in running.values():
+            side.close()
+
+
+def compare(todo: list[Task], *, peer_python: str | None, rounds: int) -> list[dict[str, Any]]:
+    """A record for each task and side: medians over the rounds, after one round to warm up."""
+    results: dict[tuple[Task, str], list[Measured]] = {}
+    with sides(peer_python) as running:
+        for number in range(rounds + 1):
+            for task in todo[:1] if number == 0 else todo:
+                for name, side in running.items():
+                    if task.cache is not None and name == "peer":
+                        continue
+                    measured = side.measure(task)
+                    if number:
+                        results.setdefault((task, name), []).append(measured)
+    return [
+        {
+            **asdict(task),
+            "side": name,
+            "seconds": statistics.median(each.seconds for each in measured),
+            "cpu_seconds": statistics.median(each.cpu_seconds for each in measured),
+            "num_tokens": measured[0].num_tokens,
+            "num_trained": measured[0].num_trained,
+        }
+        for (task, name), measured in results.items()
+    ]
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each task, ours beside the peer's."""
+    lines = ["| | ours, s | peer, s | ratio | ratio, CPU s | tokens |", "|---|---|---|---|---|---|"]
+    others = {_key(record): record for record in records if record["side"] == "peer"}
+    for one in (record for record in records if record["side"] == "ours"):
+        two = others.get(_key(one))
+        name = "second start" if one["cache"] else one["kind"] + (", packed" if one["packing"] else "")
+        lines.append(
+            f"| {name} | {one['seconds']:.2f} | {two['seconds']:.2f} | {two['seconds'] / one['seconds']:.1f} "
+            f"| {two['cpu_seconds'] / one['cpu_seconds']:.1f} | {one['num_tokens']:,} |"
+            if two
+            else f"| {name} | {one['seconds']:.2f} | | | | {one['num_tokens']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def _key(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["kind"], record["packing"], record["cache"]
+
+
+def memory(arguments: argparse.Namespace) -> str:
+    """Peak memory of a process that prepares a tenth of the rows, and of one that prepares them all."""
+    lines = ["| rows | s | peak MB |", "|---|---|---|"]
+    source = Path(arguments.rows).read_text(encoding="utf-8").splitlines(keepends=True)
+    for rows in (arguments.memory // 10, arguments.memory):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.jsonl"
+            with path.open("w", encoding="utf-8") as stream:
+                for number in range(rows):
+                    stream.write(source[number % len(source)])
+            task = Task("assistant", True, str(path), arguments.tokenizer, str(Path(folder) / "cache"))
+            with contextlib.closing(Side("ours", sys.executable)) as side:
+                measured = side.measure(task)
+        lines.append(f"| {rows:,} | {measured.seconds:.0f} | {measured.peak_megabytes:.0f} |")
+    return "\n".join(lines)
+
+
+def machine(peer_python: str | None) -> str:
+    """Where the figures come from, in a line."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("tokenizers", "transformers"))
+    if peer_python:
+        code = "from importlib.metadata import version as v; print('trl', v('trl') + ', datasets', v('datasets'))"
+        versions += ", " + subprocess.check_output([peer_python, "-c", code], text=True).strip()
+    model = names[0] if names else platform.processor()
+    return f"{model}, {os.cpu_count()} cores; {versions}; load {os.getloadavg()[0]:.1f} at the end"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="Python interpreter that has trl, datasets and torch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", help="JSON lines with question and answer")
+    parser.add_argument("--tokenizer", help="folder or Hub id of a tokenizer with a chat template")
+    parser.add_argument("--memory", type=int, metavar="ROWS", help="measure peak memory at this many rows instead")
+    parser.add_argument("--json", type=Path, help="write the records here too")
+    parser.add_argument("--serve", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve)
+        return
+    if not (arguments.rows and arguments.tokenizer):
+        parser.error("--rows and --tokenizer say what to prepare")
+    if arguments.memory:
+        print(memory(arguments), machine(None), sep="\n\n")
+        return
+    cache = tempfile.mkdtemp()
+    todo = [Task(kind, packing, arguments.rows, arguments.tokenizer) for packing in (False, True) for kind in KINDS]
+    warm = Task("assistant", True, arguments.rows, arguments.tokenizer, cache)
+    try:
+        ours(warm)
+        records = compare([*todo, warm], peer_python=arguments.peer, rounds=arguments.rounds)
+    finally:
+        shutil.rmtree(cache)
+    print(table(records), machine(arguments.peer), sep="\n\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
