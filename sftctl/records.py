@@ -83,7 +83,8 @@ class Batch:
     Flat (padding-free) batches have B = 1 and no padding. `labels[b, t]` is the target of position t: it is
     shifted already, and IGNORE_INDEX at the last token of every document. `cu_seqlens` are the document
     boundaries over the T flattened positions, int32 [D + 1], 0 first and T last; no document crosses a row,
-    and padding is a document of its own. Two documents of 3 and 2 tokens in one row of 5:
+    and padding is a document of its own, at the end of its row: `row_tokens`, [B], counts what is before it (None:
+    there is no padding). Two documents of 3 and 2 tokens in one row of 5:
 
         position_ids  0 1 2 0 1        cu_seqlens  0 3 5
     """
@@ -96,11 +97,15 @@ class Batch:
     num_tokens: int
     num_supervised: int
     samples: tuple[int, ...]
+    row_tokens: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimiser step, over the whole global batch. The names are those of metrics.jsonl."""
+    """One optimiser step, over the whole global batch. The names are those of metrics.jsonl.
+
+    `router_aux_loss` is a mixture of experts' own, without its coefficient, and no part of `loss`.
+    """
 
     step: int
     epoch: float
@@ -115,6 +120,7 @@ class StepReport:
     step_seconds: float
     peak_memory_bytes: int
     samples: tuple[int, ...] = ()
+    router_aux_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,14 @@ def next_steps(result: RunResult) -> list[tuple[str, str]]:
     """What one does after a run: a title and lines to copy."""
     path = shown(result.path)
     steps = []
-    if (result.path / "final").is_dir():
+    if (result.path / "final" / "adapter_config.json").is_file():
+        loading = (
+            "from peft import AutoPeftModelForCausalLM\n"
+            f'model = AutoPeftModelForCausalLM.from_pretrained("{path}/final")'
+        )
+        steps.append(("Load the adapter on its base", loading))
+        steps.append(("Merge it into its base", f"sftctl export {shlex.quote(str(path))} --merge"))
+    elif (result.path / "final").is_dir():
         loading = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
             f'model = AutoModelForCausalLM.from_pretrained("{path}/final")\n'

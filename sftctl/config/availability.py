@@ -15,10 +15,6 @@ from sftctl.errors import Origin, Problem
 
 NOT_YET: dict[str | tuple[str, Any], str] = {
     ("optim.optimizer", "adamw_8bit"): "adamw has 32-bit states",
-    "peft.use_peft": "all weights are trained",
-    "sft.router_aux_loss_coef": "a mixture of experts trains without a load-balancing loss",
-    "peft.load_in_8bit": "base weights load in model.dtype",
-    "peft.load_in_4bit": "base weights load in model.dtype",
     ("log.report_to", "wandb"): "metrics.jsonl holds every metric",
     ("log.report_to", "mlflow"): "metrics.jsonl holds every metric",
     ("log.report_to", "trackio"): "metrics.jsonl holds every metric",

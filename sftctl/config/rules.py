@@ -261,6 +261,26 @@ def _quantised(facts: Facts) -> Iterator[Problem]:
             yield Problem(path, message, facts.origin(path), "set peft.use_peft = true", related)
 
 
+def _adapter(facts: Facts) -> Iterator[Problem]:
+    bundle = facts.bundle
+    peft = bundle.peft
+    if not peft.use_peft:
+        return
+    if bundle.model.init == "random":
+        message = "an adapter is nothing without its base, and {other} makes one that is not kept"
+        help = 'name a model and set model.init = "pretrained", or train all weights'
+        yield _both(facts, "peft.use_peft", "model.init", message, help)
+    if peft.lora_target_parameters:
+        origin = (facts.origin("peft.lora_target_parameters"),)
+        if peft.lora_dropout:
+            message = f"{peft.lora_dropout} cannot go before an adapted parameter: there is no module to put it into"
+            place = facts.origin("peft.lora_dropout")
+            yield Problem("peft.lora_dropout", message, place, "set peft.lora_dropout = 0", origin)
+        if peft.use_dora:
+            message = "adapts modules only, and peft.lora_target_parameters names parameters"
+            yield Problem("peft.use_dora", message, facts.origin("peft.use_dora"), "leave one of them out", origin)
+
+
 def _architecture(facts: Facts) -> Iterator[Problem]:
     model = facts.bundle.model
     if (
@@ -352,6 +372,11 @@ CONFLICTS: tuple[Conflict, ...] = (
         ("peft.load_in_8bit", "peft.load_in_4bit", "peft.use_peft"),
         "base weights load in 8 or in 4 bits, not both, and need peft.use_peft",
         _quantised,
+    ),
+    Conflict(
+        ("peft.use_peft", "model.init", "peft.lora_target_parameters", "peft.lora_dropout", "peft.use_dora"),
+        'an adapter needs init = "pretrained"; lora_target_parameters go with lora_dropout = 0 and without use_dora',
+        _adapter,
     ),
     Conflict(
         ("model.architecture", "model.init", "model.name_or_path"),

@@ -18,18 +18,16 @@ import attrs
 import torch
 
 from sftctl.config.schema import Bundle
-from sftctl.config.table import Table, thaw
+from sftctl.engine.assemble_model import load_model_of
 from sftctl.engine.assemble_rows import eval_packing, splits_of
 from sftctl.engine.data.collate import collate
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answers_of, evaluate_loss
 from sftctl.engine.losses import LossSums
-from sftctl.engine.model.architecture import build_config
 from sftctl.engine.model.attention import IsolationReport, isolation_self_test
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.generation import greedy
-from sftctl.engine.model.head import HeadReport, find_head, head_self_test
-from sftctl.engine.model.loading import ModelFacts, check_model, load_model, quiet_transformers
+from sftctl.engine.model.head import HeadReport, find_head, find_router, head_self_test
 from sftctl.engine.model.tokenizer import load_tokenizer
 from sftctl.engine.offloading import ActivationOffloading
 from sftctl.engine.optim import OPTIMIZERS, learning_rate_at, parameters_of
@@ -58,9 +56,12 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The loaded model and all that works on it."""
+    """The loaded model and all that works on it. `saved` is what `final/` is saved from, `base_digest` what an
+    adapter's base is known by."""
 
     model: Any
+    saved: Any
+    base_digest: str | None
     weights: Weights
     optimizer: torch.optim.Optimizer
     step: TrainStep
@@ -99,48 +100,6 @@ def _chat_template(path: Path) -> str:
         raise ModelError(Problem("model.chat_template_path", message, help="name a Jinja file")) from error
 
 
-def model_settings(bundle: Bundle, tokenizer: Any) -> dict[str, Any]:
-    """The keyword arguments that `check_model` and `load_model` share."""
-    model = bundle.model
-    return {
-        "name_or_path": model.name_or_path,
-        "init": model.init,
-        "revision": model.revision,
-        "architecture": thaw(model.architecture),
-        "dtype": model.dtype,
-        "trust_remote_code": model.trust_remote_code,
-        "vocab_size": len(tokenizer),
-        "token_ids": {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    }
-
-
-def check_model_of(bundle: Bundle, tokenizer: Any) -> ModelFacts:
-    """All that can be said of the model without its weights. Raises ModelError."""
-    return check_model(**model_settings(bundle, tokenizer))
-
-
-def without_dropout(bundle: Bundle, tokenizer: Any) -> tuple[Bundle, dict[str, float]]:
-    """The bundle with a model that draws no random numbers in a step, and the rates that were set to 0, by field."""
-    settings = model_settings(bundle, tokenizer)
-    del settings["dtype"]
-    with quiet_transformers():
-        config = build_config(**settings)
-    text = config.get_text_config()
-    rates = {
-        name: float(value)
-        for name, value in text.to_dict().items()
-        if ("drop" in name or "jitter" in name) and type(value) in (int, float) and value > 0
-    }
-    zeros = dict.fromkeys(rates, 0.0)
-    architecture = thaw(bundle.model.architecture)
-    if text is config:
-        architecture |= zeros
-    else:
-        architecture["text_config"] = {**architecture.get("text_config", {}), **zeros}
-    model = attrs.evolve(bundle.model, architecture=Table(architecture))
-    return attrs.evolve(bundle, model=model) if rates else bundle, rates
-
-
 def inputs_of(bundle: Bundle, tokenizer: Any, *, world_size: int) -> Inputs:
     """Read, render, tokenise, mask, pack and plan. Raises DataError for all that is wrong with the rows."""
     train, optim = bundle.train, bundle.optim
@@ -173,25 +132,23 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
     """
     precision = resolve_precision(bundle.train.precision, ranks.device)
     compute_dtype = torch.bfloat16 if precision == "bf16" else None
-    model = load_model(
-        **model_settings(bundle, inputs.tokenizer),
-        compute_dtype=compute_dtype,
-        attn_implementation=bundle.model.attn_implementation,
-        model_init_kwargs=thaw(bundle.model.model_init_kwargs),
-        seed=bundle.run.seed,
-        device=ranks.device,
+    loaded = load_model_of(
+        bundle, inputs.tokenizer, device=ranks.device, compute_dtype=compute_dtype, whole=ranks.world_size == 1
     )
+    model = loaded.model
     head = find_head(model)
     head_report = head_self_test(model, head)
     isolation = isolation_self_test(model)
     flat = _flat(bundle, isolation)
     set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
+    router = find_router(model) if bundle.sft.router_aux_loss_coef else None
     loss = partial(
         forward_loss,
         model=model,
         loss_type=bundle.sft.loss_type,
         chunk_size=loss_chunk_size,
         device=ranks.device,
+        router=router,
     )
     sharded = _sharded(bundle, model, loss, ranks, fused=head_report.fused, compute_dtype=compute_dtype)
     weights = Weights(model.named_parameters(), compute_dtype=None if sharded else compute_dtype)
@@ -205,6 +162,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
         ranks=ranks,
         activations=_activations(bundle, model),
         before_batch=sharded.before_batch if sharded else lambda last: None,
+        router_aux_loss_coef=None if router is None else bundle.sft.router_aux_loss_coef,
     )
     batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=flat)
 
@@ -218,6 +176,8 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
 
     return Machine(
         model=model,
+        saved=loaded.saved,
+        base_digest=loaded.base_digest,
         weights=weights,
         optimizer=optimizer,
         step=step,
@@ -353,4 +313,4 @@ def _stop_token_ids(inputs: Inputs, model: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in (inputs.tokenizer.eos_token_id, *listed) if i is not None))
 
 
-__all__ = ["Inputs", "Machine", "check_model_of", "inputs_of", "machine_of", "tokenizer_of", "without_dropout"]
+__all__ = ["Inputs", "Machine", "inputs_of", "machine_of", "tokenizer_of"]

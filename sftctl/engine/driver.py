@@ -25,6 +25,7 @@ from sftctl.config.resolve import Resolved, default_of, resolve, value_of
 from sftctl.config.schema import Bundle
 from sftctl.engine import assemble, distributed
 from sftctl.engine.assemble import Inputs, Machine
+from sftctl.engine.assemble_model import check_model_of
 from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
 from sftctl.engine.data.ledger import Dropped
 from sftctl.engine.data.proof import MaskProof
@@ -101,12 +102,14 @@ def train(
         if run.claim == "finished":
             return _finished_before(run, reporter)
         stack.enter_context(_memory_said(bundle))
-        inputs = _inputs(bundle, ranks, reporter)
+        inputs = _inputs(bundle, resolved, ranks, reporter)
         if dry_run:
             reporter.note(f"dry run: {inputs.total_steps} steps would follow; no weights loaded, nothing written")
             return None
         reporter.stage("load the model and test its head and its isolation")
         machine = assemble.machine_of(bundle, inputs, ranks)
+        if not machine.head_report.fused:
+            reporter.note(f"the loss takes the model's whole logits, not the fused head: {machine.head_report.reason}")
         return Course(bundle, inputs, machine, run, ranks=ranks, reporter=reporter).go(resolved, command, stack)
 
 
@@ -158,11 +161,12 @@ def _finished_before(run: RunDirectory, reporter: Reporter) -> RunResult:
     return RunResult(path=run.path, last_metrics=metrics, best_metric=metrics.get("best_metric"), steps=run.state.step)
 
 
-def _inputs(bundle: Bundle, ranks: Ranks, reporter: Reporter) -> Inputs:
+def _inputs(bundle: Bundle, resolved: Resolved, ranks: Ranks, reporter: Reporter) -> Inputs:
     """Everything before the weights, and the mask proof."""
     reporter.stage("check the tokenizer and the model")
     tokenizer = assemble.tokenizer_of(bundle)
-    assemble.check_model_of(bundle, tokenizer)
+    for note in check_model_of(bundle, tokenizer, device=ranks.device, is_set=resolved.facts.is_set):
+        reporter.note(note)
     reporter.stage("prepare the rows")
     inputs = assemble.inputs_of(bundle, tokenizer, world_size=ranks.world_size)
     reporter.proof(inputs.train.rows.proof)
@@ -202,7 +206,7 @@ class Course:
             TrainingState(weights=machine.weights.named, optimizer=machine.optimizer),
             ranks=ranks,
             settings=show.tree(bundle),
-            identity=inputs.train.identity,
+            identity=_identity(inputs, machine),
             save_total_limit=bundle.checkpoint.save_total_limit,
             async_save=bundle.checkpoint.async_save,
             note=reporter.note,
@@ -328,6 +332,8 @@ class Course:
             return
         record = asdict(report)
         del record["samples"]
+        if report.router_aux_loss is None:
+            del record["router_aux_loss"]
         self._record(record)
         if not self._is_last:
             self.run.update("running", step=report.step)
@@ -432,4 +438,12 @@ class Course:
         gathered = machine.sharded.state_dict(is_main=self.ranks.is_main) if machine.sharded else None
         if self.ranks.is_main:
             with machine.weights.exposed(), quiet_transformers():
-                save_final(machine.model, self.inputs.tokenizer, self.run.final, state_dict=gathered)
+                if gathered is not None and machine.saved is not machine.model:  # by the names of peft's wrapper
+                    gathered = {f"base_model.model.{name}": tensor for name, tensor in gathered.items()}
+                save_final(machine.saved, self.inputs.tokenizer, self.run.final, state_dict=gathered)
+
+
+def _identity(inputs: Inputs, machine: Machine) -> Mapping[str, str]:
+    """What else must be the same for a run to go on: the training split's own, and the base of an adapter."""
+    known = inputs.train.identity
+    return known if machine.base_digest is None else {**known, "base model": machine.base_digest}

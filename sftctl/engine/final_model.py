@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,21 @@ def save_final(model: Any, tokenizer: Any, path: Path, *, state_dict: Mapping[st
     `state_dict`: the weights to save where they are not the model's own, as float32 masters or gathered shards.
     Raises RunError where the disk refuses; `path` is then as it was.
     """
+    with folder_aside(path) as writing, _disk_errors():
+        keywords = {} if state_dict is None else {"state_dict": dict(state_dict)}
+        model.save_pretrained(writing, **keywords)
+        tokenizer.save_pretrained(writing)
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A new folder to write in, which becomes `path` when the block ends, and vanishes when it raises."""
     writing = path.with_name(f".{path.name}.writing")
     with refusals(path, "write"):
         try:
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir()
-            with _disk_errors():
-                keywords = {} if state_dict is None else {"state_dict": dict(state_dict)}
-                model.save_pretrained(writing, **keywords)
-                tokenizer.save_pretrained(writing)
+            yield writing
             _flush(writing)
             _exchange(writing, path)
         finally:
@@ -40,7 +46,7 @@ def save_final(model: Any, tokenizer: Any, path: Path, *, state_dict: Mapping[st
 
 
 @contextlib.contextmanager
-def _disk_errors() -> Any:
+def _disk_errors() -> Iterator[None]:
     """safetensors reports the system's refusal as an error of its own: make it an OSError again."""
     from safetensors import SafetensorError  # its exception class is made at import, with the library
 

@@ -76,4 +76,5 @@ def train_steps(
             step_seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(step.ranks.device),
             samples=tuple(sample for batch in batches for sample in batch.samples),
+            router_aux_loss=totals.router_aux_loss,
         )

@@ -46,10 +46,11 @@ class Root(nn.Module):
         self.model = model
         self._loss = loss
 
-    def forward(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, scale: float) -> tuple[Tensor, ...]:
         """FSDP finds in these tensors where backward will begin; a record would hide them."""
         sums = self._loss(batch, scale)
-        return sums.loss, sums.num_correct, sums.entropy
+        figures = (sums.loss, sums.num_correct, sums.entropy)
+        return figures if sums.router_aux is None else (*figures, sums.router_aux)
 
 
 class Sharded:
@@ -86,8 +87,8 @@ class Sharded:
             group.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sums
 
     def forward(self, batch: Batch, scale: float) -> LossSums:
-        loss, num_correct, entropy = self.root(batch, scale)
-        return LossSums(loss, num_correct, entropy, batch.num_supervised)
+        loss, num_correct, entropy, *router_aux = self.root(batch, scale)
+        return LossSums(loss, num_correct, entropy, batch.num_supervised, *router_aux)
 
     def before_batch(self, last: bool) -> None:
         """Before a micro-batch: replicas exchange gradients once a step, after the last one."""

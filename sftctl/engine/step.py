@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sftctl.engine.distributed import Ranks
-from sftctl.engine.losses import GradSink, LossSums, linear_cross_entropy, logits_loss
+from sftctl.engine.losses import GradSink, LossSums, Router, linear_cross_entropy, logits_loss, router_aux_loss
 from sftctl.engine.model.attention import forward_kwargs
 from sftctl.engine.model.head import Head
 from sftctl.engine.optim import clip_gradients, gradient_norm, set_learning_rate
@@ -43,6 +43,7 @@ class StepTotals:
     entropy: float
     num_tokens: int
     num_supervised: int
+    router_aux_loss: float | None = None
 
 
 def forward_loss(
@@ -55,22 +56,29 @@ def forward_loss(
     loss_type: str,
     device: torch.device,
     chunk_size: int | None = None,
+    router: Router | None = None,
 ) -> LossSums:
     """One micro-batch to sums of losses: by backbone and fused head, or by the model's full logits without one.
 
-    Without `weights` the head's gradient is autograd's, as every other.
+    Without `weights` the head's gradient is autograd's, as every other. `router`: a mixture of experts is balanced,
+    where it trains.
     """
     inputs = forward_kwargs(batch, device=device, model=model)
+    balances = router is not None and torch.is_grad_enabled()
+    if balances:
+        inputs["output_router_logits"] = True
     labels_T = torch.from_numpy(batch.labels.reshape(-1)).to(device)
     weights_T = None if batch.weights is None else torch.from_numpy(batch.weights.reshape(-1)).to(device)
+    outputs = (model if head is None else head.backbone)(**inputs)
+    router_aux = _router_aux(outputs.router_logits, router, batch, device) if balances and router is not None else None
     if head is None:
-        return logits_loss(model(**inputs).logits, labels_T, weights_T, loss_type=loss_type)
+        sums = logits_loss(outputs.logits, labels_T, weights_T, loss_type=loss_type)
+        return replace(sums, router_aux=router_aux)
     # Found on the host, where it costs no synchronisation.
     positions_S = torch.from_numpy(np.flatnonzero(batch.labels != IGNORE_INDEX)).to(device)
-    hidden_BLD = head.backbone(**inputs).last_hidden_state
     buffer_VD = weights.gradient_of(head.weight) if weights is not None and torch.is_grad_enabled() else None
-    return linear_cross_entropy(
-        hidden_BLD,
+    sums = linear_cross_entropy(
+        outputs.last_hidden_state,
         head,
         labels_T,
         weights_T,
@@ -79,6 +87,16 @@ def forward_loss(
         positions_S=positions_S,
         grad_sink=None if buffer_VD is None else GradSink(buffer_VD, scale),
     )
+    return replace(sums, router_aux=router_aux)
+
+
+def _router_aux(router_logits: tuple[Tensor, ...], router: Router, batch: Batch, device: torch.device) -> Tensor:
+    """The auxiliary loss of one micro-batch, without its padding."""
+    mask_BL = None
+    if batch.row_tokens is not None:
+        mask = np.arange(batch.input_ids.shape[1]) < batch.row_tokens[:, None]
+        mask_BL = torch.from_numpy(mask.astype(np.int64)).to(device)
+    return router_aux_loss(router_logits, router, count=batch.num_supervised, token_mask_BL=mask_BL)
 
 
 class TrainStep:
@@ -94,6 +112,7 @@ class TrainStep:
         ranks: Ranks,
         activations: Callable[[], AbstractContextManager[Any]] = nullcontext,
         before_batch: Callable[[bool], None] = lambda last: None,
+        router_aux_loss_coef: float | None = None,
     ) -> None:
         """`before_batch` is told of each micro-batch whether it is the step's last."""
         self.forward = forward
@@ -103,6 +122,7 @@ class TrainStep:
         self.ranks = ranks
         self.activations = activations
         self.before_batch = before_batch
+        self.router_aux_loss_coef = router_aux_loss_coef
 
     def __call__(self, batches: Sequence[Batch], *, learning_rate: float) -> StepTotals:
         num_tokens, num_supervised = self.ranks.total(
@@ -115,7 +135,7 @@ class TrainStep:
             self.before_batch(number == len(batches))
             sums.append(self._accumulate(batch, share))
         norm = gradient_norm(self.weights.masters)
-        loss, correct, entropy = self.ranks.total(torch.stack(sums).sum(0).tolist())
+        loss, correct, entropy, router_aux = self.ranks.total(torch.stack(sums).sum(0).tolist())
         grad_norm = float(norm)
         self._refuse_not_finite(loss, grad_norm, batches)
         if self.max_grad_norm is not None:
@@ -130,14 +150,17 @@ class TrainStep:
             entropy=entropy * share,
             num_tokens=int(num_tokens),
             num_supervised=int(num_supervised),
+            router_aux_loss=None if self.router_aux_loss_coef is None else router_aux * share,
         )
 
     def _accumulate(self, batch: Batch, share: float) -> Tensor:
-        """Add one micro-batch's share of the gradient; return its (loss, correct, entropy) sums, float64 [3]."""
+        """Add one micro-batch's share of the gradient; its (loss, correct, entropy, router) sums, float64 [4]."""
         with self.activations():
             sums = self.forward(batch, share)
-            (sums.loss * share).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([sums.loss.detach().double(), sums.num_correct.double(), sums.entropy.double()])
+            router_aux = torch.zeros_like(sums.loss) if sums.router_aux is None else sums.router_aux
+            ((sums.loss + (self.router_aux_loss_coef or 0.0) * router_aux) * share).backward()  # type: ignore[no-untyped-call]
+        figures = (sums.loss, sums.num_correct, sums.entropy, router_aux)
+        return torch.stack([figure.detach().double() for figure in figures])
 
     def _refuse_not_finite(self, loss: float, grad_norm: float, batches: Sequence[Batch]) -> None:
         if math.isfinite(loss) and math.isfinite(grad_norm):

@@ -62,8 +62,21 @@ def targets_for(state: TrainingState, index: Index, *, where: str) -> dict[str, 
 
     Raises RunError where names, shapes or dtypes are not those of the checkpoint.
     """
-    targets = {f"{WEIGHTS}{name}": tensor.detach() for name, tensor in state.weights.items()}
-    targets |= {f"{BUFFERS}{name}": tensor.detach() for name, tensor in state.buffers.items()}
+    targets = weight_targets(state.weights, index, where=where, buffers=state.buffers)
+    parameters = _optimised(state)
+    for full, entry in index.items():
+        if full.startswith(OPTIMIZER):
+            name, _ = _parameter_and_key(full)
+            targets[full] = _like(parameters[name], tuple(entry["size"]), dtype_of(entry))
+    return targets
+
+
+def weight_targets(
+    weights: Mapping[str, Tensor], index: Index, *, where: str, buffers: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The part of `targets_for` that is the model's: what the weights alone are loaded into. Raises RunError."""
+    targets = {f"{WEIGHTS}{name}": tensor.detach() for name, tensor in weights.items()}
+    targets |= {f"{BUFFERS}{name}": tensor.detach() for name, tensor in (buffers or {}).items()}
     stored = {name for name in index if not name.startswith(OPTIMIZER)}
     _refuse_other_names(stored, set(targets), where=where)
     for name, target in targets.items():
@@ -71,11 +84,6 @@ def targets_for(state: TrainingState, index: Index, *, where: str) -> dict[str, 
         if (size, dtype) != (tuple(target.shape), target.dtype):
             now = f"{tuple(target.shape)} {target.dtype}"
             raise _other_model(f"{name} is {now} here and {size} {dtype} in {where}")
-    parameters = _optimised(state)
-    for full, entry in index.items():
-        if full.startswith(OPTIMIZER):
-            name, _ = _parameter_and_key(full)
-            targets[full] = _like(parameters[name], tuple(entry["size"]), dtype_of(entry))
     return targets
 
 

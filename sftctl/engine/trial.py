@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sftctl.config.schema import Bundle
 from sftctl.engine import assemble, distributed
+from sftctl.engine.assemble_model import without_dropout
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.offloading import ActivationOffloading
 from sftctl.records import StepReport
@@ -38,7 +39,7 @@ def try_steps(bundle: Bundle, *, loss_chunk_size: int | None = None) -> Trial:
     if bundle.train.full_determinism:
         distributed.make_deterministic()
     tokenizer = assemble.tokenizer_of(bundle)
-    bundle, dropout = assemble.without_dropout(bundle, tokenizer)
+    bundle, dropout = without_dropout(bundle, tokenizer)
     inputs = assemble.inputs_of(bundle, tokenizer, world_size=ranks.world_size)
     machine = assemble.machine_of(bundle, inputs, ranks, loss_chunk_size=loss_chunk_size)
     distributed.seed_everything(bundle.run.seed + ranks.rank)

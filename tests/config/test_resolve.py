@@ -151,7 +151,7 @@ def test_the_environment_is_coerced_and_files_are_not() -> None:
 
 
 def test_what_nothing_implements_is_refused(tmp_path: Path) -> None:
-    assert "not available yet" in refused(write(tmp_path, "[peft]\nuse_peft = true\n"))
+    assert "not available yet" in refused(write(tmp_path, "[data]\nstreaming = true\n"))
 
 
 def test_an_inert_setting_is_reported(tmp_path: Path) -> None:

@@ -426,12 +426,12 @@ def test_router_loss_is_a_sum_in_supervised_tokens() -> None:
     router = PlainRouter(load_balancing_loss_func)
     logits = (torch.randn(6, 4), torch.randn(6, 4))
     doubled = tuple(torch.cat([layer, layer]) for layer in logits)
-    part = router_aux_loss(logits, router, coefficient=0.01, count=5)
-    whole = router_aux_loss(doubled, router, coefficient=0.01, count=10)
+    part = router_aux_loss(logits, router, count=5)
+    whole = router_aux_loss(doubled, router, count=10)
     torch.testing.assert_close(part + part, whole)
-    torch.testing.assert_close(whole / 10, 0.01 * load_balancing_loss_func(logits, 4, 2))
+    torch.testing.assert_close(whole / 10, load_balancing_loss_func(logits, 4, 2))
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
-    masked = router_aux_loss(doubled, router, coefficient=0.01, count=5, token_mask_BL=mask)
+    masked = router_aux_loss(doubled, router, count=5, token_mask_BL=mask)
     torch.testing.assert_close(masked, part)
 
 

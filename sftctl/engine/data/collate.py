@@ -91,6 +91,7 @@ def collate(
         num_tokens=len(labels),
         num_supervised=int(np.count_nonzero(labels != IGNORE_INDEX)),
         samples=tuple(dict.fromkeys(sample.tolist())),
+        row_tokens=tokens_B if len(labels) < width * len(tokens_B) else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 Weights are read from safetensors only (a pickled checkpoint can run code), no code of the model's author runs
 unless asked for, and a checkpoint that does not fill every weight is refused: Transformers would fill the rest
-with random numbers and say so in a warning. `check_model` does all of that but read weights: it builds the
+with random numbers and say so in a warning. `meta_model` does all of that but read weights: it builds the
 model on the meta device, which costs no memory.
 
 Random weights depend on `seed` alone; the caller's random state is left as it was.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,18 +31,6 @@ Init = Literal["pretrained", "random"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What is known of a model before its weights are read."""
-
-    model_type: str
-    class_name: str
-    num_parameters: int
-    num_embedding_parameters: int
-    vocab_size: int
-    dtype: torch.dtype
-
-
 def load_model(
     *,
     name_or_path: str | None,
@@ -59,11 +46,13 @@ def load_model(
     seed: int = 42,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype | None = None,
+    quantization_config: Any = None,
 ) -> PreTrainedModel:
     """The model, in training mode, on `device`, with the attention implementation that was resolved for it.
 
     `vocab_size` (ids the tokenizer can give) and `token_ids` (bos_token_id, eos_token_id, pad_token_id) are the
     tokenizer's; `compute_dtype` is what the model will compute in, where that is not its own dtype.
+    `quantization_config` (Transformers') quantises pretrained weights while they load, straight onto the device.
     Raises ModelError for everything that a user can mend.
     """
     device = torch.device(device)
@@ -83,10 +72,14 @@ def load_model(
         else:
             assert name_or_path is not None
             _refuse_without_weights(name_or_path)
-            model = _pretrained(config, name_or_path, revision, dtype, trust_remote_code, dict(model_init_kwargs or {}))
+            extra = dict(model_init_kwargs or {})
+            if quantization_config is not None:
+                extra |= {"quantization_config": quantization_config, "device_map": {"": device}}
+            model = _pretrained(config, name_or_path, revision, dtype, trust_remote_code, extra)
         if resized is not None:
             _resize(model, resized, seed=seed)
-        model = model.to(device)
+        if quantization_config is None:
+            model = model.to(device)
         kind = compute_dtype or model.dtype
         set_implementation(model, resolve_implementation(attn_implementation, model=model, device=device, dtype=kind))
         _refuse_encoder(model)
@@ -94,7 +87,7 @@ def load_model(
     return model.train()
 
 
-def check_model(
+def meta_model(
     *,
     name_or_path: str | None,
     init: Init = "pretrained",
@@ -104,7 +97,7 @@ def check_model(
     trust_remote_code: bool = False,
     vocab_size: int | None = None,
     token_ids: Mapping[str, int | None] | None = None,
-) -> ModelFacts:
+) -> PreTrainedModel:
     """All of `load_model` that needs no weights: config, presence of weights, the model on the meta device."""
     config = _config(
         name_or_path=name_or_path,
@@ -117,22 +110,15 @@ def check_model(
     )
     if init == "pretrained" and name_or_path is not None:
         _refuse_without_weights(name_or_path)
-    model = build_meta(config, trust_remote_code=trust_remote_code)
-    embedding = model.get_input_embeddings()
-    return ModelFacts(
-        model_type=config.model_type,
-        class_name=type(model).__name__,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_embedding_parameters=sum(parameter.numel() for parameter in embedding.parameters()),
-        vocab_size=config.get_text_config().vocab_size,
-        dtype=_dtype(dtype, config),
-    )
+    return build_meta(config, trust_remote_code=trust_remote_code, dtype=_dtype(dtype, config))
 
 
-def build_meta(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without weights: shapes and names only."""
+def build_meta(
+    config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The model without weights: shapes, dtypes and names only."""
     with quiet_transformers(), _build_errors(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
 
 
 @contextmanager

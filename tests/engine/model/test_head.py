@@ -200,7 +200,7 @@ def test_a_mixture_s_router_gives_its_own_auxiliary_loss(model_type: str, fields
     assert head is not None
     input_ids = torch.randint(67, (2, 9), generator=torch.Generator().manual_seed(0))
     outputs = head.backbone(input_ids=input_ids, use_cache=False, output_router_logits=True)
-    actual = router_aux_loss(outputs.router_logits, router, coefficient=1.0, count=1)
+    actual = router_aux_loss(outputs.router_logits, router, count=1)
     expected = model(input_ids=input_ids, use_cache=False, output_router_logits=True).aux_loss
     torch.testing.assert_close(actual, expected)
     actual.backward()
