@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sftctl.engine.model.hub import cache_only, is_local
+from sftctl.engine.model.hub import UNREACHABLE, UNREACHABLE_HELP, cache_only, is_local
 from sftctl.errors import ModelError, Problem
 
 ARCHITECTURE = "model.architecture"
@@ -275,8 +275,7 @@ def hub_problem(error: OSError, name_or_path: str, revision: str) -> Problem:
     if "not a valid git identifier" in text or "Revision" in text:
         return Problem("model.revision", f"{name_or_path} has no revision {revision!r}", help="see the model's page")
     if cache_only():
-        message = f"{name_or_path} is not a folder here and not in the local cache, and the Hub cannot be reached"
-        return Problem(NAME, message, help="check the name and the network, or give a local folder")
+        return Problem(NAME, UNREACHABLE.format(name=name_or_path), help=UNREACHABLE_HELP)
     return Problem(NAME, f"{name_or_path} is not a folder here, and the Hub has no such model", help="check the name")
 
 

@@ -17,6 +17,9 @@ from huggingface_hub import constants
 
 CONNECT_SECONDS = 3.0
 
+UNREACHABLE = "{name} is not a folder here and not in the local cache, and the Hub cannot be reached"
+UNREACHABLE_HELP = "check the name and the network, or give a local folder"
+
 
 def is_local(name_or_path: str) -> bool:
     """Whether this names a folder of this machine and not a Hub id: it exists, or cannot be an id (`a` or `a/b`)."""

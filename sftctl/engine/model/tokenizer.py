@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sftctl.engine.model.hub import UNREACHABLE, UNREACHABLE_HELP, cache_only, is_local
 from sftctl.errors import ModelError, Origin, Problem
 
 BYTES = "bytes"
@@ -94,11 +95,17 @@ def _from_transformers(name: str, revision: str, trust_remote_code: bool, where:
     path = Path(name).expanduser()
     if not path.exists() and name.startswith((".", "/", "~")):
         raise _error(where, name, f"there is no folder {name}", 'give a model\'s folder, a Hub id, or "bytes"')
+    is_offline = not is_local(str(path)) and cache_only()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(path) if path.exists() else name, revision=revision, trust_remote_code=trust_remote_code
+            str(path) if path.exists() else name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=is_offline,
         )
     except Exception as error:  # the library raises a dozen kinds, from OSError to ValueError
+        if is_offline:
+            raise _error(where, name, UNREACHABLE.format(name=name), UNREACHABLE_HELP) from error
         reason = " ".join(str(error).split())[:300]
         help = (
             "it needs tokenizer.json and tokenizer_config.json"
