@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-OriginKind = Literal["default", "file", "env", "option", "set", "python", "recipe", "data", "model"]
+OriginKind = Literal["default", "file", "env", "option", "set", "python", "recipe", "data"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from sftctl.cli.options import Invocation
 from sftctl.cli.terminal import colour_report, has_colour, write
 from sftctl.config import registry
 from sftctl.config.resolve import Resolved, resolve
-from sftctl.errors import ConfigError
+from sftctl.errors import ConfigError, SftctlError
 
 
 def resolve_invocation(invocation: Invocation) -> Resolved:
@@ -48,6 +48,18 @@ def registers_groups(files: Sequence[str]) -> bool:
     with suppress(ConfigError):  # its report comes when everything is resolved
         resolve(files)
     return registry.version() != before
+
+
+@contextmanager
+def origins_told(resolved: Resolved) -> Iterator[None]:
+    """While later rooms work: what they find wrong with a setting says where that was set."""
+    try:
+        yield
+    except SftctlError as error:
+        from sftctl.config.located import located  # only on the way to an error
+
+        error.problems = located(error.problems, resolved)
+        raise
 
 
 def apply_environment(resolved: Resolved) -> None:

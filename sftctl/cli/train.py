@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sftctl.cli.command import Command
 from sftctl.cli.files import FILES
 from sftctl.cli.options import Invocation
-from sftctl.cli.resolving import apply_environment, resolve_invocation
+from sftctl.cli.resolving import apply_environment, origins_told, resolve_invocation
 from sftctl.cli.switches import Example, Switch, Usage
 from sftctl.cli.terminal import is_terminal
 from sftctl.config.rules import ready
@@ -66,7 +66,7 @@ def train_resolved(resolved: Resolved, invocation: Invocation) -> RunResult | No
 
 def _train_here(resolved: Resolved, invocation: Invocation) -> RunResult | None:
     """In each process: train, the first of them telling."""
-    with _reporter(logging_steps=resolved.bundle.log.logging_steps) as reporter:
+    with origins_told(resolved), _reporter(logging_steps=resolved.bundle.log.logging_steps) as reporter:
         reporter.stage("start torch")
         from sftctl.engine.driver import train  # torch: only once there is something to train
 

@@ -89,6 +89,7 @@ def tokenizer_of(bundle: Bundle) -> Any:
         trust_remote_code=model.trust_remote_code,
         chat_template=None if model.chat_template_path is None else _chat_template(Path(model.chat_template_path)),
         eos_token=model.eos_token,
+        where="model.name_or_path" if model.tokenizer is None else "model.tokenizer",
     )
 
 

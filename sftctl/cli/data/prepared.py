@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sftctl.cli.options import Invocation
-from sftctl.cli.resolving import apply_environment, resolve_invocation
+from sftctl.cli.resolving import apply_environment, origins_told, resolve_invocation
 from sftctl.cli.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def prepared_inputs(invocation: Invocation) -> tuple[Bundle, Inputs]:
     apply_environment(resolved)
     bundle = resolved.bundle
     bundle = attrs.evolve(bundle, data=attrs.evolve(bundle.data, on_mask_problem="warn"))
-    with _telling("prepare the rows …"):
+    with origins_told(resolved), _telling("prepare the rows …"):
         from sftctl.engine import assemble  # torch: only once there is something to prepare
 
         tokenizer = assemble.tokenizer_of(bundle)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sftctl.engine.model.hub import UNREACHABLE, UNREACHABLE_HELP, cache_only, is_local
-from sftctl.errors import ModelError, Origin, Problem
+from sftctl.errors import ModelError, Problem
 
 BYTES = "bytes"
 BYTES_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -56,7 +56,7 @@ def load_tokenizer(
             tokenizer.convert_tokens_to_ids(eos_token) in (None, tokenizer.unk_token_id)
             and eos_token != tokenizer.unk_token
         ):
-            raise _error("model.eos_token", name, f"{eos_token!r} is no token of {name}", _special_tokens(tokenizer))
+            raise _error("model.eos_token", f"{eos_token!r} is no token of {name}", _special_tokens(tokenizer))
         tokenizer.eos_token = eos_token
     return tokenizer
 
@@ -94,7 +94,7 @@ def _from_transformers(name: str, revision: str, trust_remote_code: bool, where:
 
     path = Path(name).expanduser()
     if not path.exists() and name.startswith((".", "/", "~")):
-        raise _error(where, name, f"there is no folder {name}", 'give a model\'s folder, a Hub id, or "bytes"')
+        raise _error(where, f"there is no folder {name}", 'give a model\'s folder, a Hub id, or "bytes"')
     is_offline = not is_local(str(path)) and cache_only()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -105,18 +105,17 @@ def _from_transformers(name: str, revision: str, trust_remote_code: bool, where:
         )
     except Exception as error:  # the library raises a dozen kinds, from OSError to ValueError
         if is_offline:
-            raise _error(where, name, UNREACHABLE.format(name=name), UNREACHABLE_HELP) from error
+            raise _error(where, UNREACHABLE.format(name=name), UNREACHABLE_HELP) from error
         reason = " ".join(str(error).split())[:300]
         help = (
             "it needs tokenizer.json and tokenizer_config.json"
             if path.exists()
             else "check the spelling; a gated model needs `hf auth login`"
         )
-        raise _error(where, name, f"no tokenizer could be loaded from {name}: {reason}", help) from error
+        raise _error(where, f"no tokenizer could be loaded from {name}: {reason}", help) from error
     if not getattr(tokenizer, "is_fast", False):  # a foreign object: slow tokenizers have no backend
         raise _error(
             where,
-            name,
             f"the tokenizer of {name} is a slow one ({type(tokenizer).__name__}), without token offsets",
             "convert it to a tokenizer.json",
         )
@@ -127,5 +126,5 @@ def _special_tokens(tokenizer: Any) -> str:
     return f"it has {', '.join(tokenizer.all_special_tokens[:8])}"
 
 
-def _error(path: str, name: str, message: str, help: str) -> ModelError:
-    return ModelError(Problem(path, message, Origin("model", name), help))
+def _error(path: str, message: str, help: str) -> ModelError:
+    return ModelError(Problem(path, message, help=help))

@@ -62,7 +62,7 @@ def test_template_and_eos_token_can_be_replaced() -> None:
 def test_an_eos_token_that_is_none_of_its_tokens() -> None:
     with pytest.raises(ModelError) as error:
         load_tokenizer("bytes", eos_token="<end>")
-    assert str(error.value).startswith("model.eos_token: '<end>' is no token of bytes (bytes); it has <|im_end|>")
+    assert str(error.value).startswith("model.eos_token: '<end>' is no token of bytes; it has <|im_end|>")
 
 
 def test_tokenizers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
