@@ -51,6 +51,9 @@ ROOT = Group(
         "sweep": Entry("sftctl.cli.sweep", "Train once for each combination of values, and compare."),
         "data": Entry("sftctl.cli.data", "Show what will be trained, token by token, and count it."),
         "runs": Entry("sftctl.cli.runs", "List runs, and tell how far one is and how it goes on."),
+        "export": Entry(
+            "sftctl.cli.export", "Write a run's model as a Hugging Face folder, merged or not, or push it."
+        ),
         "verify": Entry("sftctl.cli.verify", "Prove, on your own configuration, what is promised of every run."),
         "config": Entry("sftctl.cli.config", "Show, compare, write, check and explain configurations."),
     },
