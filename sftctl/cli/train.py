@@ -50,10 +50,28 @@ USAGE = Usage(
 
 
 def run(invocation: Invocation) -> None:
-    resolved = resolve_invocation(invocation)
-    if missing := ready(resolved.facts):
-        raise ConfigError(*missing)
+    resolved = _resolve(invocation)
     train_resolved(resolved, invocation)
+
+
+def _resolve(invocation: Invocation) -> Resolved:
+    """The configuration, ready to train. Where torchrun has started many of us, one tells what is wrong with it."""
+    try:
+        resolved = resolve_invocation(invocation)
+        if missing := ready(resolved.facts):
+            raise ConfigError(*missing)
+    except ConfigError as error:
+        if _is_silent():
+            from sftctl.engine.launch import leave_quietly  # never in a run of one process
+
+            leave_quietly(error.exit_code)
+        raise
+    return resolved
+
+
+def _is_silent() -> bool:
+    """Whether this is a process among several, and not the first."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def train_resolved(resolved: Resolved, invocation: Invocation) -> RunResult | None:
@@ -90,7 +108,7 @@ def run_stem(files: Sequence[str]) -> str:
 
 
 def _reporter(*, logging_steps: int) -> AbstractContextManager[Reporter]:
-    if os.environ.get("RANK", "0") != "0":
+    if _is_silent():
         from sftctl.engine.driver import Silent  # of many processes, one tells
 
         return nullcontext(Silent())

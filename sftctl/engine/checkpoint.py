@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -304,11 +303,8 @@ class Checkpointer:
 
     def _agreed(self, steps: list[int]) -> list[int]:
         """The main rank's list, on every rank."""
-        if self.ranks.world_size == 1:
-            return steps
-        boxed = [steps]
-        dist.broadcast_object_list(boxed, src=0)
-        return boxed[0]
+        agreed: list[int] = self.ranks.from_main(steps)
+        return agreed
 
     def open(self, path: Path) -> Checkpoint:
         """The checkpoint in `path`, every file verified, the reading shared by the ranks. Raises RunError."""
@@ -324,8 +320,7 @@ class Checkpointer:
     def _raise_first(self, error: RunError | None) -> None:
         """Of all ranks' errors raise the first, the same on every rank."""
         if self.ranks.world_size > 1:
-            errors: list[Any] = [None] * self.ranks.world_size
-            dist.all_gather_object(errors, None if error is None else error.problems)
+            errors = self.ranks.gathered(None if error is None else error.problems)
             error = next((RunError(*found) for found in errors if found is not None), None)
         if error is not None:
             raise error

@@ -49,6 +49,14 @@ class Ranks:
         dist.broadcast_object_list(boxed, src=0, device=self.device)
         return boxed[0]
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank, in their order. They are pickled."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def same(self, tensor: torch.Tensor) -> torch.Tensor:
         """The main rank's tensor, in place, on every rank."""
         if self.world_size > 1:
@@ -70,6 +78,14 @@ def start() -> Ranks:
         # gloo beside nccl: for what lies in host memory, as offloaded weights do.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Ranks(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other rank has asked this before: its error is the one to tell of."""
+    if not dist.is_initialized():
+        return os.environ.get("RANK", "0") == "0"
+    store = dist.distributed_c10d._get_default_store()
+    return bool(store.add("sftctl/failed", 1) == 1)
 
 
 def share_cores() -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from sftctl.engine.data.proof import MaskProof
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
 from sftctl.engine.faults import failing_run, memory_said
+from sftctl.engine.launch import in_ranks
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.signals import StopSignals
@@ -84,11 +86,28 @@ def train(
 ) -> RunResult | None:
     """Run what `bundle` says, from its rows to its final model; go on where the same run was stopped.
 
-    `resolved` knows where each value came from, for origins.json. `recipe` begins the run directory's name.
-    `dry_run` stops before the weights load and returns None, leaving no file. Raises children of SftctlError.
+    In as many processes as `bundle.distributed` asks for, which are started here unless a launcher has. `resolved`
+    knows where each value came from, for origins.json. `recipe` begins the run directory's name. `dry_run` stops
+    before the weights load and returns None, leaving no file. Raises children of SftctlError.
     """
     for name, value in bundle.env.items():
         os.environ.setdefault(name, value)
+    work = partial(
+        _train, bundle, resolved=resolved, reporter=reporter, recipe=recipe, command=command, dry_run=dry_run
+    )
+    return in_ranks(bundle.distributed, work)
+
+
+def _train(
+    bundle: Bundle,
+    *,
+    resolved: Resolved | None,
+    reporter: Reporter | None,
+    recipe: str,
+    command: Sequence[str],
+    dry_run: bool,
+) -> RunResult | None:
+    """One rank of a run."""
     ranks = distributed.start()
     if bundle.train.full_determinism:
         distributed.make_deterministic()

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sftctl.config.schema import Distributed
 from sftctl.errors import Interrupted, Problem, SftctlError, TrainingError
@@ -33,13 +33,18 @@ Result = TypeVar("Result")
 MEETING_SECONDS = 900
 """How long machines wait for each other at the start."""
 
+GRACE_SECONDS = 4
+"""How long a rank that has failed waits for the one that tells of it, and for the main one to write it down."""
+
 
 def in_ranks(distributed: Distributed, work: Callable[[], Result]) -> Result | None:
     """Run `work` in every process that `distributed` asks for; rank 0's result, None on a machine without rank 0.
 
     Raises what a rank raised; TrainingError where one ended without a word.
     """
-    if is_rank() or distributed.nproc_per_node * distributed.nnodes == 1:
+    if is_rank():
+        return work() if _Launched.here else _with_one_voice(work)
+    if distributed.nproc_per_node * distributed.nnodes == 1:
         return work()
     with tempfile.TemporaryDirectory(prefix="sftctl-ranks-") as folder:
         return _launch(distributed, work, Path(folder))
@@ -48,6 +53,24 @@ def in_ranks(distributed: Distributed, work: Callable[[], Result]) -> Result | N
 def is_rank() -> bool:
     """Whether a launcher has started this process as one of many."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _with_one_voice(work: Callable[[], Result]) -> Result:
+    """Under torchrun: the first rank that fails raises its error, the others leave without a word."""
+    from sftctl.engine import distributed  # torch: by now there is a need
+
+    try:
+        return work()
+    except Exception as error:
+        if distributed.is_first_to_fail():
+            raise
+        leave_quietly(error.exit_code if isinstance(error, SftctlError) else 1)
+
+
+def leave_quietly(code: int) -> NoReturn:
+    """End this rank, since another tells what is wrong: not before it has, for a launcher ends all with the first."""
+    time.sleep(GRACE_SECONDS)
+    sys.exit(code)
 
 
 # ---------------------------------------------------------------------- the launcher's side
@@ -164,8 +187,15 @@ class _Ended:
     stopped: _Word | None = None
 
 
+class _Launched:
+    """Whether this process is a rank that the launcher above has started."""
+
+    here = False
+
+
 def _rank(work: Callable[[], Any], folder: str) -> _Ended:
     """What the launcher calls in each process."""
+    _Launched.here = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from sftctl.engine import distributed  # torch: by now it is there
@@ -179,6 +209,7 @@ def _rank(work: Callable[[], Any], folder: str) -> _Ended:
         word = _word_of(error)
         _leave(word, Path(folder) / f"{os.environ['RANK']}.pickle")
         sys.stdout.flush()
+        _let_main_finish(Path(folder))
         os._exit(1)  # at once: the others may be waiting for this one
     distributed.stop()
     return ended
@@ -189,6 +220,13 @@ def _leave(word: _Word, path: Path) -> None:
     aside = path.with_suffix(".writing")
     aside.write_bytes(pickle.dumps(word))
     aside.rename(path)
+
+
+def _let_main_finish(folder: Path) -> None:
+    """The launcher ends all ranks once one has gone: the main one may still be writing down how the run ended."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while os.environ["RANK"] != "0" and not (folder / "0.pickle").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _word_of(error: BaseException) -> _Word:

@@ -105,6 +105,8 @@ class Sharded:
 
     def state_dict(self, *, is_main: bool) -> Mapping[str, Tensor] | None:
         """All weights whole in host memory, on the main rank; None on others. Collective, a tensor at a time."""
+        for group in self._groups:
+            group.reshard()  # an evaluation leaves gathered weights behind
         whole: dict[int, Tensor] = {}
         state: dict[str, Tensor] = {}
         parameters = dict(self.model.named_parameters(remove_duplicate=False))

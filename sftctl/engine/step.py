@@ -166,7 +166,8 @@ class TrainStep:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
-        rows = sorted({sample for batch in batches for sample in batch.samples})
+        mine = [sample for batch in batches for sample in batch.samples]
+        rows = sorted({sample for samples in self.ranks.gathered(mine) for sample in samples})
         shown = ", ".join(map(str, rows[:16])) + (", …" if len(rows) > 16 else "")
         raise TrainingError(
             Problem(

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sftctl.cli.app import main
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # for the launcher, which is a program too
+
+from launcher import Launcher
+
 ROWS = 24
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Runs in processes of their own, without importing torch for each."""
+    launcher = Launcher(tmp_path_factory.mktemp("logs"))
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture(scope="session")

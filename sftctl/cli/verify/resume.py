@@ -110,6 +110,17 @@ def _run_apart(title: str, resolved: Resolved, *, stop_after: int | None = None)
 
 
 def _train(resolved: Resolved, stop_after: int | None) -> RunResult | None:
+    from sftctl.engine.launch import in_ranks  # torch: in the child alone
+
+    try:
+        return in_ranks(resolved.bundle.distributed, partial(_train_rank, resolved, stop_after))
+    except Interrupted:
+        if stop_after is None:
+            raise
+        return None
+
+
+def _train_rank(resolved: Resolved, stop_after: int | None) -> RunResult | None:
     from sftctl.engine.driver import Silent, train  # torch: in the child alone
     from sftctl.records import StepReport
 
@@ -120,12 +131,7 @@ def _train(resolved: Resolved, stop_after: int | None) -> RunResult | None:
             if report.step == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    try:
-        return train(resolved.bundle, resolved=resolved, reporter=Stopper(), recipe="verify", command=sys.argv)
-    except Interrupted:
-        if stop_after is None:
-            raise
-        return None
+    return train(resolved.bundle, resolved=resolved, reporter=Stopper(), recipe="verify", command=sys.argv)
 
 
 def _compare(folder: Path, at: int) -> int:
