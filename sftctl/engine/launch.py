@@ -34,7 +34,7 @@ MEETING_SECONDS = 900
 """How long machines wait for each other at the start."""
 
 GRACE_SECONDS = 4
-"""How long a rank that has failed waits for the one that tells of it, and for the main one to write it down."""
+"""How long a rank that has failed waits for others, which may know why, or have to write it down."""
 
 
 def in_ranks(distributed: Distributed, work: Callable[[], Result]) -> Result | None:
@@ -209,7 +209,7 @@ def _rank(work: Callable[[], Any], folder: str) -> _Ended:
         word = _word_of(error)
         _leave(word, Path(folder) / f"{os.environ['RANK']}.pickle")
         sys.stdout.flush()
-        _let_main_finish(Path(folder))
+        _let_others_speak(word, Path(folder))
         os._exit(1)  # at once: the others may be waiting for this one
     distributed.stop()
     return ended
@@ -222,10 +222,16 @@ def _leave(word: _Word, path: Path) -> None:
     aside.rename(path)
 
 
-def _let_main_finish(folder: Path) -> None:
-    """The launcher ends all ranks once one has gone: the main one may still be writing down how the run ended."""
+def _let_others_speak(word: _Word, folder: Path) -> None:
+    """The launcher ends all ranks once it sees that one has gone, and knows of that one alone.
+
+    The main one may still be writing down how the run ended. And what looks like a bug may be a connection that
+    another rank broke when it was killed: that one is to be seen first.
+    """
     deadline = time.monotonic() + GRACE_SECONDS
-    while os.environ["RANK"] != "0" and not (folder / "0.pickle").exists() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if word.kind is not None and (os.environ["RANK"] == "0" or (folder / "0.pickle").exists()):
+            return
         time.sleep(0.05)
 
 
