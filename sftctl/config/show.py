@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from sftctl.config import paths, registry, rules, secrets
-from sftctl.config.leaves import ENV, Leaf, find, groups
+from sftctl.config.leaves import ENV, Leaf, entry_leaves, find, groups
 from sftctl.config.resolve import Node, Resolved, default_of, value_of
 from sftctl.config.schema import Bundle
 from sftctl.config.table import thaw
@@ -58,6 +58,9 @@ def show(value: Any, path: str) -> str:
     value = secrets.mask(value, tuple(path.split(".", 1)))
     if leaf is not None and leaf.is_path and isinstance(value, str):
         value = shorten(value, leaf)
+    if leaf is not None and leaf.is_entries:
+        path_leaf = entry_leaves(leaf)["path"]
+        value = [{**entry(each), "path": shorten(each.path, path_leaf)} for each in value]
     return show_value(value)
 
 

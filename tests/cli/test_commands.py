@@ -179,3 +179,15 @@ class TestRuns:
         code, out, err = sftctl("runs", "show", "nothing")
         assert (code, out) == (2, "")
         assert "there is no run runs/nothing" in err
+
+
+def test_a_key_stays_with_its_value_where_a_line_is_broken(sftctl: Sftctl, folder: Path) -> None:
+    (folder / "here").mkdir()
+    entry = "[{path='here', columns={prompt='the_question', completion='the_answer'}, limit=1000, name='a_name'}]"
+    _, out, _ = sftctl("config", "show", "--changed", "--set", f"data.datasets={entry}")
+    assert out == (
+        "[data]\n"
+        '  datasets  [{path = "./here", name = "a_name",\n'
+        '            columns = {prompt = "the_question", completion = "the_answer"},\n'
+        "            limit = 1000}]\n"
+    )

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sftctl
+from sftctl.config import availability
 from sftctl.config.diff import compare
 from sftctl.config.leaves import Leaf, leaves
 from sftctl.config.report import render
@@ -150,8 +151,9 @@ def test_the_environment_is_coerced_and_files_are_not() -> None:
     assert (bundle.run.seed, bundle.sft.packing, bundle.optim.max_grad_norm) == (1000, True, None)
 
 
-def test_what_nothing_implements_is_refused(tmp_path: Path) -> None:
-    assert "not available yet" in refused(write(tmp_path, "[data]\nstreaming = true\n"))
+def test_what_nothing_implements_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "NOT_YET", {"train.full_determinism": "order is kept anyway"})
+    assert "not available yet" in refused(write(tmp_path, "[train]\nfull_determinism = true\n"))
 
 
 def test_an_inert_setting_is_reported(tmp_path: Path) -> None:

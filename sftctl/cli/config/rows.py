@@ -11,6 +11,10 @@ VALUE_COLUMNS = 26
 """Where sources begin, counted from the values; a longer value has its source on a line below."""
 
 
+PAIR = "\x00=\x00"
+"""Stands for ` = ` while lines are broken, so that a key and its value stay on one; no value holds a NUL."""
+
+
 class Look(NamedTuple):
     """Room for names, and whether there is colour and a column of sources."""
 
@@ -23,9 +27,9 @@ class Look(NamedTuple):
     ) -> Iterator[str]:
         """`sign` stands before the value (`- `, `+ `); a table of a list has a line of its own."""
         margin = " " * (self.names + 4)
-        parts = value.replace("}, {", "},\n {").split("\n")
+        parts = value.replace("}, {", "},\n {").replace(" = ", PAIR).split("\n")
         width = max(columns() - len(margin) - len(sign), 20)
-        texts = [line for part in parts for line in wrap(part, width=width)] or [""]
+        texts = [line.replace(PAIR, " = ") for part in parts for line in wrap(part, width=width)] or [""]
         if self.sources and len(sign) + len(texts[-1]) > VALUE_COLUMNS - 2:
             texts.append("")
         for index, text in enumerate(texts):
