@@ -15,9 +15,6 @@ from sftctl.errors import Origin, Problem
 
 NOT_YET: dict[str | tuple[str, Any], str] = {
     ("optim.optimizer", "adamw_8bit"): "adamw has 32-bit states",
-    ("log.report_to", "wandb"): "metrics.jsonl holds every metric",
-    ("log.report_to", "mlflow"): "metrics.jsonl holds every metric",
-    ("log.report_to", "trackio"): "metrics.jsonl holds every metric",
     "train.torch_compile": "decoder blocks run uncompiled",
 }
 """Why or what instead, by leaf, or by leaf and value."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, Protocol
 
-from sftctl.errors import Problem, RunError
+from sftctl.errors import Interrupted, Problem, RunError
 from sftctl.runs.directory import RunDirectory
 from sftctl.runs.secrets import redact_text, redact_tree
 
@@ -94,6 +94,9 @@ class _TensorBoard:
 
 
 class _Wandb:
+    """Its own look at the machine is off: it would store the command line as it was typed, secrets among it, and
+    environment.json has what is safe of that. So is its copy of the screen."""
+
     def __init__(self, session: Session) -> None:
         wandb = _import("wandb", "wandb")
         session.folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +107,7 @@ class _Wandb:
             tags=list(session.tags),
             dir=str(session.folder),
             resume="allow",
+            settings=wandb.Settings(x_disable_meta=True, console="off"),
         )
 
     def log_config(self, config: Mapping[str, Any]) -> None:
@@ -154,9 +158,12 @@ class _Mlflow:
 
 
 class _Trackio:
+    """A run is known by its name: one that goes on says so, and one that replaces another becomes a second one."""
+
     def __init__(self, session: Session) -> None:
-        self._trackio = _import("trackio", "trackio")
-        self._run = self._trackio.init(project=session.project, name=session.run_name, resume="allow")
+        trackio = _import("trackio", "trackio")
+        resume = "allow" if session.resumed else "never"
+        self._run = trackio.init(project=session.project, name=session.run_name, resume=resume)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         self._run.config.update(dict(config))
@@ -214,6 +221,16 @@ class Trackers:
     def finish(self, phase: str) -> None:
         self._each(lambda tracker: tracker.finish(phase))
         self._trackers.clear()
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell how a run ended that did not finish; not one that is left at once, since a service may take its time."""
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            self.finish("interrupted" if isinstance(error, Interrupted) else "failed")
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):

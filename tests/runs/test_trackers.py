@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from sftctl.config.schema import Log
-from sftctl.errors import RunError
+from sftctl.errors import Interrupted, Problem, RunError
 from sftctl.runs import trackers as module
 from sftctl.runs.directory import Identity, claim
 from sftctl.runs.trackers import TRACKERS, start_trackers
@@ -91,21 +91,27 @@ def calls_of(name, run, notes, monkeypatch):
     return calls
 
 
+def started_with(calls):
+    """The keywords of the one `init`."""
+    (found,) = (keywords for name, _, keywords in calls if name == "init")
+    return found
+
+
 def test_wandb_is_told_everything_once(run, notes, monkeypatch):
     calls = calls_of("wandb", run, notes, monkeypatch)
-    name, _, keywords = calls[0]
-    assert (name, keywords["project"], keywords["name"], keywords["resume"]) == ("init", "p", "a", "allow")
+    keywords = started_with(calls)
+    assert (keywords["project"], keywords["name"], keywords["resume"]) == ("p", "a", "allow")
     assert ("init().log", ({"loss": 2.0},), {"step": 3}) in calls
     assert calls[-1] == ("init().finish", (), {"exit_code": 0})
 
 
 def test_a_resumed_run_goes_on_under_the_same_identity_and_a_replaced_one_does_not(run, notes, monkeypatch):
-    first = calls_of("wandb", run, notes, monkeypatch)[0][2]["id"]
+    first = started_with(calls_of("wandb", run, notes, monkeypatch))["id"]
     run.close()
     with claim(run.path.parent, Identity("r", "d1", {}), run_name="a") as resumed:
-        assert calls_of("wandb", resumed, notes, monkeypatch)[0][2]["id"] == first
+        assert started_with(calls_of("wandb", resumed, notes, monkeypatch))["id"] == first
         resumed.state = type(resumed.state)(**{**vars_of(resumed.state), "started": "2020-01-01T00:00:00+00:00"})
-        assert calls_of("wandb", resumed, notes, monkeypatch)[0][2]["id"] != first
+        assert started_with(calls_of("wandb", resumed, notes, monkeypatch))["id"] != first
 
 
 def vars_of(state):
@@ -168,3 +174,16 @@ def test_a_tracker_that_does_not_start_stops_the_run(run, notes, monkeypatch):
     monkeypatch.setitem(TRACKERS, "refusing", refuse)
     with pytest.raises(RunError, match='"refusing" did not start: not logged in; log in to it'):
         start_trackers(["refusing"], run, project=None, note=notes.append)
+
+
+@pytest.mark.parametrize(
+    ("error", "phase"),
+    [(Interrupted(Problem("", "stopped")), 1), (RuntimeError("lost"), 1), (KeyboardInterrupt(), None)],
+)
+def test_a_run_that_does_not_finish_is_told_too_unless_it_is_left_at_once(run, notes, monkeypatch, error, phase):
+    calls = []
+    monkeypatch.setattr(module, "import_module", lambda _: Recorder(calls))
+    with pytest.raises(type(error)), start_trackers(["wandb"], run, project=None, note=notes.append):
+        raise error
+    ends = [keywords["exit_code"] for name, _, keywords in calls if name == "init().finish"]
+    assert ends == ([] if phase is None else [phase])
