@@ -18,6 +18,7 @@ import attrs
 from sftctl.config import paths
 from sftctl.config.leaves import leaves
 from sftctl.config.schema import Bundle
+from sftctl.config.secrets import mask
 from sftctl.config.sources.items import Item, origin_at
 from sftctl.config.values import show_value
 from sftctl.errors import Origin, Problem
@@ -224,7 +225,7 @@ def _missing(path: str, value: str, origin: Origin) -> Problem:
 
 
 def _inert(rule: Inert, path: str, facts: Facts) -> Problem:
-    message = f"{show_value(facts.value(path))} has no effect: it needs {rule.wanted}"
+    message = f"{show_value(mask(facts.value(path), path.split('.')))} has no effect: it needs {rule.wanted}"
     related = (facts.origin(rule.switch),) if rule.switch in facts.ranks else ()
     return Problem(path, message, facts.origin(path), f"set that, or remove {path}", related)
 

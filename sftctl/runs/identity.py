@@ -7,12 +7,13 @@ it may not when it decides what is trained. Unknown leaves may not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from sftctl.errors import Problem
+from sftctl.runs.secrets import is_secret_name
 
 MAY_CHANGE = (
     "run.output_dir",
@@ -77,13 +78,18 @@ def _comparable(value: Any) -> Any:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: Iterable[str] = MAY_CHANGE
 ) -> tuple[Difference, ...]:
-    """The leaves whose values differ and may not, in the order of `now`. Both are nested groups of plain values."""
+    """The leaves whose values differ and may not, in the order of `now`. Both are nested groups of plain values.
+
+    Secrets decide nothing, and a saved configuration does not hold them: they may be there or not.
+    """
     old, new = flat(before), flat(now)
     patterns = tuple(may_change)
     return tuple(
         Difference(path, old.get(path), new.get(path))
         for path in (*new, *(path for path in old if path not in new))
-        if old.get(path) != new.get(path) and not any(fnmatchcase(path, pattern) for pattern in patterns)
+        if old.get(path) != new.get(path)
+        and not any(fnmatchcase(path, pattern) for pattern in patterns)
+        and not is_secret_name(path)
     )
 
 
@@ -97,3 +103,14 @@ def problems(found: Iterable[Difference], *, where: str) -> tuple[Problem, ...]:
         )
         for item in found
     )
+
+
+def other_identity(before: Mapping[str, str], now: Mapping[str, str], *, where: str) -> Iterator[Problem]:
+    """A problem for each of data, plan and the like whose hash in `where` is not the one now."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            yield Problem(
+                "checkpoint.resume",
+                f"the {name} is not the one of {where}: {value[:16]} now, {str(before.get(name))[:16]} there",
+                help="restore the files that the run was started with, or start another run",
+            )

@@ -98,6 +98,7 @@ def test_the_repr_of_a_bundle_shows_none(write: Callable[..., str]) -> None:
         '[env]\nHF_TOKEN = {a = "sesame"}',
         '[model]\nmodel_init_kwargs = {token = "sesame", a = 2026-01-01}',
         '[model]\nmodel_init_kwargs.token = "sesame"\nnmae = 1',
+        '[model]\ninit = "random"\nmodel_init_kwargs = {token = "sesame"}\n[[data.datasets]]\npath = "some/rows"',
         '[envs]\nHF_TOKEN = "sesame"',
         'HF_TOKEN = "sesame"',
     ],

@@ -51,3 +51,10 @@ def test_the_problem_names_both_values_and_the_place():
     (problem,) = problems([Difference("run.seed", 1, 2)], where="runs/a")
     assert (problem.path, problem.message) == ("run.seed", "is 2 now and was 1 in runs/a")
     assert "another run" in problem.help
+
+
+def test_a_secret_may_be_there_or_not():
+    """The saved configuration of a run does not hold it, and the run goes on from that."""
+    with_one = {"model": {"model_init_kwargs": {"token": "***", "use_safetensors": True}}}
+    without = {"model": {"model_init_kwargs": {"use_safetensors": True}}}
+    assert differences(with_one, without) == differences(without, with_one) == ()
