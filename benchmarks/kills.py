@@ -1,13 +1,16 @@
 """Kill a run at random moments for as long as you ask, and compare what it becomes with the run nobody killed.
 
     python benchmarks/kills.py --minutes 10
+    python benchmarks/kills.py --kills 50                                       until there were that many
     python benchmarks/kills.py --minutes 60 --steps 500 --config mine.toml      your own configuration
+    python benchmarks/kills.py -- --no-packing --no-async-save                  settings, as of `sftctl train`
 
 One run goes to its end undisturbed. Then runs of the same configuration are started, killed with SIGKILL at a
 random moment and started again, until they end; each is compared with the first: every record of metrics.jsonl
 but for its times, and every byte of the final weights. Moments are drawn from all of a run's life: the claim of
-its directory, the preparation, the resume, the steps, the saves, the final model. The exit code is 1 where
-anything differs or a complete checkpoint was lost. `sftctl` runs in forks of one process (tests/faults/launcher.py).
+its directory, the preparation of the rows (each run has a cache of its own), the resume, the steps, the saves, the
+final model; what a kill left on the disk tells which it hit. The exit code is 1 where anything differs or a complete
+checkpoint was lost. `sftctl` runs in forks of one process (tests/faults/launcher.py).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,11 +79,21 @@ logging_steps = 1
 class Tally:
     """What was counted. `differences` holds a line for each."""
 
-    kills: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    """By where they hit."""
     resumes: int = 0
     runs: int = 0
     records: int = 0
+    losses: int = 0
+    weights: int = 0
+    """Bytes of final weights compared."""
     differences: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        return (
+            f"{self.kills.total()} kills, {self.resumes} resumes from a checkpoint, {self.runs} runs to their end, "
+            f"{self.losses} losses in {self.records} records compared, {len(self.differences)} differences"
+        )
 
 
 def write_config(folder: Path) -> Path:
@@ -127,51 +141,80 @@ def kill_until_it_ends(launcher: Launcher, words: list[str], run: Path, draw: ra
             if code != 0:
                 tally.differences.append(f"{run}: exit code {code}\n{started.said}")
             return
-        tally.kills += 1
+        tally.kills[where_it_hit(run)] += 1
+
+
+def where_it_hit(run: Path) -> str:
+    """What the process was at, from what it left."""
+    if not (run / "state.json").exists():
+        return "before its directory was there"
+    if list(run.glob(".final.*")) or (run / "final").exists():
+        return "in the final model"
+    if list((run / "checkpoints").glob(".step-*.writing")):
+        return "in a save"
+    if list((run / "checkpoints").glob(".step-*.removing")):
+        return "in the removal of an old checkpoint"
+    state = json.loads((run / "state.json").read_text(encoding="utf-8"))
+    return "in the preparation" if state["phase"] == "preparing" else "between two saves, or in a resume"
 
 
 def compare(run: Path, whole: Path, tally: Tally) -> None:
     mine, theirs = records(run), records(whole)
     tally.records += len(theirs)
+    tally.losses += sum("loss" in record or "eval_loss" in record for record in theirs)
     if len(mine) != len(theirs):
         tally.differences.append(f"{run}: {len(mine)} records and not {len(theirs)}")
     for left, right in zip(mine, theirs, strict=False):
         if left != right:
             tally.differences.append(f"{run}: {left} and not {right}")
     for path in sorted((whole / "final").glob("*.safetensors")):
+        tally.weights += path.stat().st_size
         if (run / "final" / path.name).read_bytes() != path.read_bytes():
             tally.differences.append(f"{run}: {path.name} differs")
     tally.resumes += json.loads((run / "state.json").read_text(encoding="utf-8"))["resumes"]
     tally.runs += 1
 
 
-def main() -> int:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument(
+        "--kills", type=int, help="end after the run in which there were so many, however long it takes"
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--config", type=Path, help="a configuration to use instead of the small built-in one")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    parser.add_argument("settings", nargs="*", help="after '--': options of sftctl train, for all runs alike")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = options()
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     launcher, tally, draw = Launcher(folder), Tally(), random.Random(arguments.seed)
     config = arguments.config or write_config(folder)
     common = ["train", str(config), "--output-dir", str(folder / "runs"), f"--max-steps={arguments.steps}"]
-    deadline = time.monotonic() + 60 * arguments.minutes
+    common += arguments.settings
     code, said = launcher.run(*common, "--run-name=whole")
     assert code == 0, said
-    while time.monotonic() < deadline:
-        run = folder / "runs" / f"run-{tally.runs + 1}"
-        kill_until_it_ends(launcher, [*common, f"--run-name={run.name}"], run, draw, tally)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    while time.monotonic() < deadline if arguments.kills is None else tally.kills.total() < arguments.kills:
+        run, cache = folder / "runs" / f"run-{tally.runs + 1}", folder / "cache"
+        own = [f"--run-name={run.name}", f"--cache-dir={cache}"]
+        kill_until_it_ends(launcher, [*common, *own], run, draw, tally)
         if not tally.differences:
             compare(run, folder / "runs" / "whole", tally)
             shutil.rmtree(run)
-        print(f"{tally.kills} kills, {tally.resumes} resumes from a checkpoint, {tally.runs} runs to their end, "
-              f"{tally.records} records compared, {len(tally.differences)} differences", flush=True)  # fmt: skip
+            shutil.rmtree(cache)
+        print(tally.line(), flush=True)
         if tally.differences:
             print("\n".join(tally.differences), f"\nleft to look at: {folder}", sep="\n")
             return 1
     launcher.close()
     shutil.rmtree(folder)
+    for where, count in tally.kills.most_common():
+        print(f"{count:6} kills {where}")
+    print(f"{tally.weights} bytes of final weights compared; differences: none")
     return 0
 
 

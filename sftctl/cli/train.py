@@ -22,7 +22,7 @@ from sftctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftctl.config.resolve import Resolved
-    from sftctl.engine.driver import Reporter
+    from sftctl.engine.reporter import Reporter
     from sftctl.records import RunResult
 
 USAGE = Usage(
@@ -109,7 +109,7 @@ def run_stem(files: Sequence[str]) -> str:
 
 def _reporter(*, logging_steps: int) -> AbstractContextManager[Reporter]:
     if _is_silent():
-        from sftctl.engine.driver import Silent  # of many processes, one tells
+        from sftctl.engine.reporter import Silent  # of many processes, one tells
 
         return nullcontext(Silent())
     if is_terminal(sys.stdout):

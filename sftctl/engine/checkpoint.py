@@ -16,7 +16,6 @@ other that they have written through files in the folder, since a thread must no
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import threading
@@ -24,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -33,20 +33,31 @@ from torch.distributed.checkpoint.api import CheckpointException
 from sftctl.engine import random_state
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.final_model import save_final
-from sftctl.engine.storage import Index, copy_bytes, files_of, plan_save, read_into, tensors_file, write_tensors
-from sftctl.engine.training_state import TrainingState, load_optimizer, scalars_of, targets_for, tensors_of
+from sftctl.engine.storage import (
+    Index,
+    checked_index,
+    copy_bytes,
+    files_of,
+    plan_save,
+    read_into,
+    tensors_file,
+    write_tensors,
+)
+from sftctl.engine.training_state import OPTIMIZER, TrainingState, load_optimizer, scalars_of, targets_for, tensors_of
 from sftctl.errors import Problem, RunError
 from sftctl.runs.files import read_json, refusal, refusals, write_json
 from sftctl.runs.hashing import hash_file
-from sftctl.runs.identity import differences, problems
+from sftctl.runs.identity import differences, other_identity, problems
 from sftctl.runs.manifest import (
+    MANIFEST,
+    Checkpoint,
     FileRecord,
     Manifest,
+    damage,
     damaged,
     leftovers,
     list_steps,
     publish,
-    read_manifest,
     remove,
     step_folder,
     superfluous,
@@ -62,24 +73,6 @@ __all__ = ["Checkpoint", "Checkpointer", "save_final"]
 
 INDEX = "index.json"
 SCALARS = "scalars.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint whose files were verified."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def step(self) -> int:
-        return self.manifest.step
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """What the driver saved with it: progress, counters, the best metric so far."""
-        meta: Mapping[str, Any] = self.manifest.content["meta"]
-        return meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +135,7 @@ class Checkpointer:
             return path
         if self.ranks.is_main:
             self._prepare(step)
+        self._best_step = step if is_best else self._best_step
         planned = plan_save(tensors_of(self.state), rank=self.ranks.rank)
         parts = self._snapshot(planned.parts) if self.async_save else planned.parts
         pending = _Pending(
@@ -150,13 +144,12 @@ class Checkpointer:
             index=planned.index,
             scalars=scalars_of(self.state),
             random=random_state.capture(self.ranks.device),
-            content=self._content(step, meta, is_best=is_best),
+            content=self._content(step, meta),
         )
         self._saved_step = step
-        if is_best:
-            self._best_step = step
         if self.async_save:
-            self._thread = threading.Thread(target=self._write, args=(pending,), name=f"checkpoint-{step}")
+            # A daemon: whoever leaves at once must not wait for it; on every other way out `close` does.
+            self._thread = threading.Thread(target=self._write, args=(pending,), name=f"checkpoint-{step}", daemon=True)
             self._thread.start()
         else:
             self._write(pending)
@@ -183,6 +176,14 @@ class Checkpointer:
             self._saved_step = None
             raise error
 
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Wait for the save in flight, unless the user wants to leave at once: it is then never published."""
+        if kind is not KeyboardInterrupt:
+            self.close()
+
     def close(self) -> None:
         """Wait for the save in flight on the way out after an error, which its own error must not hide."""
         try:
@@ -198,13 +199,13 @@ class Checkpointer:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 
-    def _content(self, step: int, meta: Mapping[str, Any], *, is_best: bool) -> dict[str, Any]:
+    def _content(self, step: int, meta: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "step": step,
             "time": utc_now(),
             "world_size": self.ranks.world_size,
             "identity": self.identity,
-            "is_best": is_best,
+            "best_step": self._best_step,
             "meta": dict(meta),
             "settings": self.settings,
         }
@@ -294,17 +295,12 @@ class Checkpointer:
         return self._newest(self.folder)
 
     def _newest(self, folder: Path) -> Checkpoint | None:
-        for step in reversed(self._agreed(list_steps(folder))):
+        for step in reversed(self.ranks.from_main(list_steps(folder))):
             try:
                 return self.open(step_folder(folder, step))
             except RunError as error:
                 self.note(f"passed over: {error.problems[0].message}")
         return None
-
-    def _agreed(self, steps: list[int]) -> list[int]:
-        """The main rank's list, on every rank."""
-        agreed: list[int] = self.ranks.from_main(steps)
-        return agreed
 
     def open(self, path: Path) -> Checkpoint:
         """The checkpoint in `path`, every file verified, the reading shared by the ranks. Raises RunError."""
@@ -326,12 +322,8 @@ class Checkpointer:
             raise error
 
     def best(self) -> Path | None:
-        """The newest checkpoint that was saved as the best."""
-        for step in reversed(list_steps(self.folder)):
-            with contextlib.suppress(RunError):
-                if read_manifest(step_folder(self.folder, step)).content["is_best"]:
-                    return step_folder(self.folder, step)
-        return None
+        """The checkpoint that was saved as the best, if this run has one."""
+        return None if self._best_step is None else step_folder(self.folder, self._best_step)
 
     # ------------------------------------------------------------------ loading
 
@@ -339,38 +331,32 @@ class Checkpointer:
         """Fill the state from a checkpoint, in place. Raises RunError where it is of another run."""
         self.refuse_another_run(checkpoint)
         index, scalars = self._read_index(checkpoint)
-        targets = targets_for(self.state, index, where=str(checkpoint.path))
+        with damage(checkpoint.path, INDEX):
+            targets = targets_for(self.state, index, where=str(checkpoint.path))
         try:
             read_into(checkpoint.path, index, targets)
         except CheckpointException as failed:
             error = next(iter(failed.failures.values()))[0]
             raise damaged(checkpoint.path, str(error)) from failed
-        load_optimizer(self.state, targets, scalars)
-        best = self.best()
-        self._best_step = None if best is None else read_manifest(best).step
+        with damage(checkpoint.path, SCALARS):
+            load_optimizer(self.state, targets, scalars)
         if checkpoint.path.parent == self.folder:
             self._saved_step = checkpoint.step
+            best = checkpoint.manifest.content["best_step"]
+            self._best_step = best if best in list_steps(self.folder) else None
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Fill weights and buffers alone: the best checkpoint's, at the end of a run."""
         index, _ = self._read_index(checkpoint)
-        targets = targets_for(self.state, index, where=str(checkpoint.path))
-        read_into(checkpoint.path, index, {k: v for k, v in targets.items() if not k.startswith("optimizer.")})
+        index = {name: entry for name, entry in index.items() if not name.startswith(OPTIMIZER)}
+        read_into(checkpoint.path, index, targets_for(self.state, index, where=str(checkpoint.path)))
 
     def refuse_another_run(self, checkpoint: Checkpoint) -> None:
         """Raise RunError, naming every leaf that differs and may not, and the data or plan where those differ."""
-        content = checkpoint.manifest.content
-        found = list(problems(differences(content["settings"], self.settings), where=str(checkpoint.path)))
-        for name, value in self.identity.items():
-            before = content["identity"].get(name)
-            if before != value:
-                found.append(
-                    Problem(
-                        "checkpoint.resume",
-                        f"the {name} is not the one of {checkpoint.path}: {value[:16]} now, {str(before)[:16]} there",
-                        help="restore the files that the run was started with, or start another run",
-                    )
-                )
+        content, where = checkpoint.manifest.content, str(checkpoint.path)
+        with damage(checkpoint.path, MANIFEST):
+            found = [*problems(differences(content["settings"], self.settings), where=where)]
+            found += other_identity(content["identity"], self.identity, where=where)
         if found:
             raise RunError(*found)
 
@@ -379,12 +365,15 @@ class Checkpointer:
         if checkpoint.manifest.content["world_size"] != self.ranks.world_size:
             self.note("the number of ranks changed: dropout draws from other random numbers than it would have")
             return
-        state = read_json(checkpoint.path / f"random-{self.ranks.rank}.json")
-        assert state is not None, "verified"
-        random_state.restore(state, self.ranks.device)
+        name = f"random-{self.ranks.rank}.json"
+        with damage(checkpoint.path, name):
+            random_state.restore(read_json(checkpoint.path / name) or {}, self.ranks.device)
 
     def _read_index(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
         index, scalars = read_json(checkpoint.path / INDEX), read_json(checkpoint.path / SCALARS)
-        if index is None or scalars is None or not files_of(index) <= checkpoint.manifest.files.keys():
+        if index is None or scalars is None:
             raise damaged(checkpoint.path, f"{INDEX} and the manifest do not agree")
+        with damage(checkpoint.path, INDEX):
+            if not files_of(checked_index(index)) <= checkpoint.manifest.files.keys():
+                raise damaged(checkpoint.path, f"{INDEX} and the manifest do not agree")
         return index, scalars

@@ -9,7 +9,6 @@ order, so that a checkpoint never knows more than the files beside it.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sftctl.config import rules, show
 from sftctl.config.leaves import leaves
@@ -27,15 +26,16 @@ from sftctl.config.schema import Bundle
 from sftctl.engine import assemble, distributed
 from sftctl.engine.assemble import Inputs, Machine
 from sftctl.engine.assemble_model import check_model_of
+from sftctl.engine.best import BestMetric
 from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
 from sftctl.engine.data.ledger import Dropped
-from sftctl.engine.data.proof import MaskProof
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
 from sftctl.engine.faults import failing_run, memory_said
 from sftctl.engine.launch import in_ranks
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
+from sftctl.engine.reporter import Reporter, Silent
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
 from sftctl.errors import ConfigError, Interrupted, Problem, RunError
@@ -44,35 +44,10 @@ from sftctl.runs.directory import Identity, RunDirectory, attach, claim
 from sftctl.runs.environment import describe, write_environment
 from sftctl.runs.files import write_atomically
 from sftctl.runs.ledger import read_dropped, write_ledger
+from sftctl.runs.manifest import MANIFEST, damage
 from sftctl.runs.metrics import MetricsWriter
 from sftctl.runs.origins import write_origins
 from sftctl.runs.trackers import start_trackers
-
-
-class Reporter(Protocol):
-    """Who is told what happens: the command line's screen, or nobody."""
-
-    def stage(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def proof(self, proof: MaskProof) -> None: ...
-    def started(self, *, path: Path, step: int, total_steps: int) -> None: ...
-    def step(self, report: StepReport) -> None: ...
-    def evaluated(self, report: EvalReport) -> None: ...
-    def saved(self, path: Path) -> None: ...
-    def finished(self, result: RunResult) -> None: ...
-
-
-class Silent:
-    """Tells nobody."""
-
-    def stage(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def proof(self, proof: MaskProof) -> None: ...
-    def started(self, *, path: Path, step: int, total_steps: int) -> None: ...
-    def step(self, report: StepReport) -> None: ...
-    def evaluated(self, report: EvalReport) -> None: ...
-    def saved(self, path: Path) -> None: ...
-    def finished(self, result: RunResult) -> None: ...
 
 
 def train(
@@ -117,6 +92,7 @@ def _train(
     if missing:
         raise ConfigError(*missing)
     with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
         run = stack.enter_context(_claim(bundle, resolved, ranks, recipe=recipe))
         if run.claim == "finished":
             return _finished_before(run, reporter)
@@ -129,7 +105,8 @@ def _train(
         machine = assemble.machine_of(bundle, inputs, ranks)
         if not machine.head_report.fused:
             reporter.note(f"the loss takes the model's whole logits, not the fused head: {machine.head_report.reason}")
-        return Course(bundle, inputs, machine, run, ranks=ranks, reporter=reporter).go(resolved, command, stack)
+        course = Course(bundle, inputs, machine, run, ranks=ranks, reporter=reporter, signals=signals)
+        return course.go(resolved, command, stack)
 
 
 def _resolved(bundle: Bundle) -> Resolved:
@@ -192,9 +169,6 @@ def _inputs(bundle: Bundle, resolved: Resolved, ranks: Ranks, reporter: Reporter
     return inputs
 
 
-LOWER_IS_BETTER = ("loss", "entropy")
-
-
 class Course:
     """One run from its first step to its last: what each report of the loop leads to."""
 
@@ -207,6 +181,7 @@ class Course:
         *,
         ranks: Ranks,
         reporter: Reporter,
+        signals: StopSignals,
     ) -> None:
         self.bundle = bundle
         self.inputs = inputs
@@ -214,9 +189,9 @@ class Course:
         self.run = run
         self.ranks = ranks
         self.reporter = reporter
+        self.signals = signals
         self.progress = Progress()
-        self.best: float | None = None
-        self.evaluations_without_better = 0
+        self.best = BestMetric(bundle.eval.metric_for_best_model, patience=bundle.eval.early_stopping_patience)
         self.last: dict[str, Any] = {}
         self.window: Mapping[str, Any] | None = None
         self.answers: tuple[Answer, ...] = ()
@@ -240,11 +215,12 @@ class Course:
         stack.enter_context(failing_run())
         if self.ranks.is_main:
             self.metrics = stack.enter_context(MetricsWriter(self.run.metrics, after_step=self.progress.step))
-        self.trackers = start_trackers(
+        trackers = start_trackers(
             log.report_to, self.run, project=log.project, tags=self.bundle.run.tags,
             is_main=self.ranks.is_main, note=self.reporter.note,
         )  # fmt: skip
-        stack.callback(self.checkpointer.close)
+        self.trackers = stack.enter_context(trackers)
+        stack.enter_context(self.checkpointer)
         self.trackers.log_config(show.tree(self.bundle))
         self.reporter.started(path=self.run.path, step=self.progress.step, total_steps=self.inputs.total_steps)
         distributed.seed_everything(self.bundle.run.seed + self.ranks.rank)
@@ -263,12 +239,16 @@ class Course:
             return None
         self.checkpointer.load(checkpoint)
         self.machine.weights.publish()
-        meta = checkpoint.meta
-        self.progress = Progress(**meta["progress"])
-        self.best, self.evaluations_without_better = meta["best"], meta["evaluations_without_better"]
-        self.last = dict(meta["last"])
-        if meta["stream"] is not None:
-            self.inputs.train.restore(meta["stream"])
+        with damage(checkpoint.path, MANIFEST):
+            meta = checkpoint.meta
+            self.progress, self.last = Progress(**meta["progress"]), dict(meta["last"])
+            self.best.value = meta["best"]
+            self.best.evaluations_without_better = meta["evaluations_without_better"]
+            if meta["stream"] is not None:
+                self.inputs.train.restore(meta["stream"])
+        if self.bundle.eval.load_best_model_at_end and self.best.value is not None and self.checkpointer.best() is None:
+            self.best.value = None
+            self.reporter.note("the checkpoint of the best evaluation is not here: the best is found anew from here on")
         self.reporter.note(f"going on from {checkpoint.path}, step {self.progress.step}")
         return checkpoint
 
@@ -310,7 +290,7 @@ class Course:
     # ------------------------------------------------------------------ between two steps
 
     def _train(self) -> None:
-        with StopSignals() as signals:
+        with self.signals.deferred():
             for report in train_steps(
                 self.machine.step,
                 self.machine.batches_at,
@@ -323,16 +303,18 @@ class Course:
                 if self.inputs.train.state is not self.window:
                     self._write_ledger()
                 is_best = self._evaluate() if self._is_due(self.bundle.eval.eval_steps, epochs=True) else False
-                stop = self.ranks.agree(signals.received is not None)
-                enough = self._has_converged()
+                stop = self.ranks.agree(self.signals.received is not None)
+                enough = self.best.is_enough()
                 self._save_if_due(is_best=is_best, now=stop or enough)
                 self.checkpointer.poll()
                 self._tell_saved()
                 if enough:
-                    self.reporter.note(f"stopped early: no better one in {self.evaluations_without_better} evaluations")
+                    self.reporter.note(
+                        f"stopped early: no better one in {self.best.evaluations_without_better} evaluations"
+                    )
                     return
                 if stop and not self._is_last:
-                    raise self._interrupted(signals.received or "a signal on another rank")
+                    raise self._interrupted(self.signals.received or "a signal on another rank")
 
     @property
     def _is_last(self) -> bool:
@@ -374,26 +356,7 @@ class Course:
         report = EvalReport(step, step / self.inputs.steps_per_epoch, metrics, self.answers)
         self._record({"step": step, "epoch": report.epoch, **metrics})
         self.reporter.evaluated(report)
-        return self._judge(metrics)
-
-    def _judge(self, metrics: Mapping[str, float]) -> bool:
-        name = self.bundle.eval.metric_for_best_model
-        if name not in metrics:
-            known = ", ".join(metrics)
-            problem = Problem("eval.metric_for_best_model", f"no evaluation gives {name!r}", help=f"one of {known}")
-            raise ConfigError(problem)
-        value = metrics[name]
-        lower = any(word in name for word in LOWER_IS_BETTER)
-        better = math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best))
-        if better:
-            self.best = value
-        if self.progress.step:
-            self.evaluations_without_better = 0 if better else self.evaluations_without_better + 1
-        return better and self.progress.step > 0
-
-    def _has_converged(self) -> bool:
-        patience = self.bundle.eval.early_stopping_patience
-        return patience is not None and self.evaluations_without_better >= patience
+        return self.best.judge(metrics, step=step)
 
     def _save_if_due(self, *, is_best: bool, now: bool) -> None:
         wanted = is_best and self.bundle.eval.load_best_model_at_end
@@ -405,8 +368,8 @@ class Course:
             self.progress.step,
             meta={
                 "progress": asdict(self.progress),
-                "best": self.best,
-                "evaluations_without_better": self.evaluations_without_better,
+                "best": self.best.value,
+                "evaluations_without_better": self.best.evaluations_without_better,
                 "last": self.last,
                 "stream": self.inputs.train.state,
             },
@@ -436,14 +399,14 @@ class Course:
                 self.reporter.note(f"the final model is that of {best}")
         if self.bundle.checkpoint.save_final:
             self._save_final()
-        metrics = {**self.last, "best_metric": self.best}
+        metrics = {**self.last, "best_metric": self.best.value}
         self.run.update("finished", step=self.progress.step, metrics=metrics)
         self.trackers.log_summary(metrics)
         self.trackers.finish("finished")
         result = RunResult(
             path=self.run.path,
             last_metrics=dict(self.last),
-            best_metric=self.best,
+            best_metric=self.best.value,
             steps=self.progress.step,
             answers=self.answers,
         )

@@ -1,20 +1,28 @@
-"""Ctrl-C and SIGTERM during training: stop after the step, with a checkpoint. A second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM: before the first step the run leaves at once, from then on after the step, with a checkpoint.
+
+A second Ctrl-C leaves at once too. What was received is remembered even where an exception is raised for it: a
+library may swallow a KeyboardInterrupt that hits it in a callback, and the run then stops at its first step.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Inside, the first SIGINT or SIGTERM only sets `received`; a second SIGINT raises KeyboardInterrupt.
+    """Inside, SIGINT and SIGTERM raise KeyboardInterrupt; in `deferred` the first only sets `received`.
 
-    Handlers can be set by the main thread alone; in another one this does nothing.
+    A second SIGTERM is ignored there: a scheduler repeats it while a checkpoint is written. Handlers can be set by
+    the main thread alone; in another one this does nothing.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._is_deferred = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -27,7 +35,16 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While steps are made: whoever makes them looks at `received` after each."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        is_first, self.received = self.received is None, self.received or signal.Signals(number).name
+        if not self._is_deferred or (number == signal.SIGINT and not is_first):
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name

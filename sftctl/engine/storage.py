@@ -17,6 +17,7 @@ collective operations, which would get in the way of the training's own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -258,6 +259,29 @@ def dtype_of(entry: Mapping[str, Any]) -> torch.dtype:
 
 def files_of(index: Index) -> set[str]:
     return {part["file"] for entry in index.values() for part in entry["parts"]}
+
+
+def checked_index(index: Index) -> Index:
+    """`index`, if each tensor is of a known type and covered by its parts: what allocates memory goes by its sizes.
+
+    Raises ValueError and its like (`sftctl.runs.manifest.damage`) where it is not.
+    """
+    for name, entry in index.items():
+        dtype_of(entry)
+        size = [_count(length) for length in entry["size"]]
+        for part in entry["parts"]:
+            ends = [_count(a) + _count(b) for a, b in zip(part["offsets"], part["sizes"], strict=True)]
+            if any(end > length for end, length in zip(ends, size, strict=True)):
+                raise ValueError(f"a part of {name} lies outside it")
+        if sum(math.prod(part["sizes"]) for part in entry["parts"]) != math.prod(size):
+            raise ValueError(f"the parts of {name} do not make the whole")
+    return index
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
 def _quiet() -> None:

@@ -144,13 +144,14 @@ def claim(
 
     `resume`: a run directory is gone on with; a single checkpoint, wherever it is, starts another run, since the
     run it came from may be further. "auto" without `run_name` looks for the newest run with this digest.
-    Raises RunError: cannot be written, in use, or another run's.
+    Raises RunError: cannot be written, in use, another run's, or behind a link.
     """
     from_path = Path(resume) if resume not in ("auto", "never") else None
     if from_path is not None and (from_path / STATE).is_file():
         path: Path | None = from_path
     elif run_name is not None:
         path = output_dir / _checked_name(run_name)
+        _refuse_link(path)
     else:
         path = newest_same(output_dir, identity.digest) if resume == "auto" and not overwrite else None
     if path is None:
@@ -225,6 +226,7 @@ def _unused(output_dir: Path, name: str) -> Path:
 def _claim_at(path: Path, identity: Identity, *, resume: bool, overwrite: bool) -> RunDirectory:
     made = _make_folder(path)
     with refusals(path, "read"):
+        _refuse_links(path)
         ours = bool(made) or _is_ours(path)
     if not ours:
         raise RunError(
@@ -281,6 +283,23 @@ def _other_settings(path: Path, identity: Identity) -> tuple[Difference, ...]:
         return ()
     before = {leaf: entry["value"] for leaf, entry in origins.items() if isinstance(entry, dict) and "value" in entry}
     return differences(before, redact_tree(identity.settings))
+
+
+def _refuse_links(path: Path) -> None:
+    """Whoever made this directory must not decide, by a link in it, which other files the run writes or removes."""
+    for entry in path.iterdir():
+        _refuse_link(entry)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise RunError(
+            Problem(
+                "run.run_name",
+                f"{path} is a symbolic link, to {os.readlink(path)!r}, and a run writes nothing through one",
+                help="remove it, or set another run.run_name; a run goes to another disk by run.output_dir",
+            )
+        )
 
 
 def _state_if_whole(path: Path) -> RunState | None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,24 @@ class Manifest:
         return step
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files were verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What the driver saved with it: progress, counters, the best metric so far."""
+        meta: Mapping[str, Any] = self.manifest.content["meta"]
+        return meta
+
+
 def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{STEP_PREFIX}{step}"
 
@@ -89,10 +107,11 @@ def read_manifest(folder: Path) -> Manifest:
     digest = body.pop("digest", None)
     if digest != _digest(body):
         raise damaged(folder, f"{MANIFEST} is not what was written")
-    if body.pop("format") != FORMAT:
-        raise damaged(folder, "it was written by another version of sftctl")
-    files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
-    return Manifest(files, body)
+    with damage(folder, MANIFEST):
+        if body.pop("format") != FORMAT:
+            raise damaged(folder, "it was written by another version of sftctl")
+        files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
+        return Manifest(files, body)
 
 
 def verify(folder: Path, *, only: Callable[[int], bool] = lambda index: True) -> Manifest:
@@ -129,6 +148,16 @@ def damaged(folder: Path, reason: str) -> RunError:
             help="remove it to go on from an older one, or set checkpoint.resume to the one you want",
         )
     )
+
+
+@contextlib.contextmanager
+def damage(folder: Path, name: str) -> Iterator[None]:
+    """While what `name` holds is taken apart: a shape that no writer of ours gives is damage, and no bug."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = f"{name} does not hold what it should ({type(error).__name__}: {error})"
+        raise damaged(folder, reason) from error
 
 
 # ---------------------------------------------------------------------- the folder of checkpoints

@@ -28,7 +28,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_record(path: Path, *, having: str) -> dict[str, Any] | None:
-    """The last record with the figure `having`, from the end of the file alone; None where there is none near it."""
+    """The last record with a number `having`, from the end of the file alone; None where there is none near it."""
     try:
         with open(path, "rb") as file:
             start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
@@ -39,7 +39,7 @@ def last_record(path: Path, *, having: str) -> dict[str, Any] | None:
     for line in reversed(lines[1 if start else 0 : -1]):
         with contextlib.suppress(ValueError):
             record = json.loads(line)
-            if isinstance(record, dict) and having in record:
+            if _is_record(record) and isinstance(number_from_json(record.get(having)), int | float):
                 return {key: number_from_json(value) for key, value in record.items()}
     return None
 
@@ -56,9 +56,13 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             record = json.loads(line)
         except ValueError as error:
             raise _damaged(path, number, str(error)) from error
-        if not isinstance(record, dict):
-            raise _damaged(path, number, "not a record")
+        if not _is_record(record):
+            raise _damaged(path, number, "not a record of a step")
         yield line, record
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and type(value.get("step")) is int
 
 
 def _damaged(path: Path, number: int, reason: str) -> RunError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def show_run(path: Path) -> RunReport:
     evaluation: dict[str, Any] = {}
     first_loss: float | None = None
     for record in read_metrics(run.metrics):
-        if "loss" in record:
+        if isinstance(record.get("loss"), float):
             last = record
             first_loss = record["loss"] if first_loss is None else first_loss
         if any(name.startswith("eval_") for name in record):
@@ -121,7 +122,7 @@ def _how_to_resume(run: RunDirectory, phase: str) -> str | None:
         return None
     if not run.config.is_file():
         return "the run stopped before it had begun: give its command again"
-    return f"sftctl train {run.config} --resume {run.path}"
+    return shlex.join(["sftctl", "train", str(run.config), "--resume", str(run.path)])
 
 
 def disk_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args
 
 from sftctl.errors import Problem, RunError
@@ -69,7 +70,25 @@ def read_state(path: Path) -> RunState | None:
     try:
         state = RunState(**content)
     except TypeError as error:
-        raise RunError(Problem("", f"{path} is damaged: {error}", help="start another run")) from error
+        raise _damaged(path, str(error)) from error
     if state.phase not in get_args(Phase):
-        raise RunError(Problem("", f"{path} is damaged: no phase {state.phase!r}", help="start another run"))
+        raise _damaged(path, f"no phase {state.phase!r}")
+    for name, kind in _KINDS.items():
+        value = content.get(name)
+        if name in content and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise _damaged(path, f"{name} is {value!r}")
     return state
+
+
+_KINDS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("recipe", "digest", "host", "started", "updated"), str),
+    **dict.fromkeys(("pid", "number", "step", "resumes"), int),
+    "total_steps": int | None,
+    "message": str | None,
+    "metrics": dict,
+}
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    help_text = "restore it, set run.overwrite to replace the run, or set another run.run_name"
+    return RunError(Problem("", f"{path} is damaged: {reason}", help=help_text))

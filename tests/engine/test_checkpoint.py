@@ -19,7 +19,17 @@ from sftctl.engine.distributed import Ranks
 from sftctl.engine.optim import OPTIMIZERS, parameters_of
 from sftctl.engine.training_state import TrainingState
 from sftctl.errors import RunError
-from sftctl.runs.manifest import leftovers, list_steps, step_folder, verify
+from sftctl.runs.hashing import hash_file
+from sftctl.runs.manifest import (
+    FileRecord,
+    Manifest,
+    leftovers,
+    list_steps,
+    read_manifest,
+    step_folder,
+    verify,
+    write_manifest,
+)
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SETTINGS = {"optim": {"learning_rate": 0.01, "betas": (0.9, 0.99)}, "checkpoint": {"save_steps": 5}}
@@ -285,6 +295,53 @@ def test_an_index_cannot_lead_to_files_that_were_not_verified(tmp_path):
         loader.load(checkpoint)
 
 
+def forge(path, name, content):
+    """What somebody can write who knows how the hashes are made."""
+    manifest = read_manifest(path)
+    (path / name).write_text(json.dumps(content))
+    record = FileRecord((path / name).stat().st_size, hash_file(path / name))
+    write_manifest(path, Manifest({**manifest.files, name: record}, manifest.content))
+
+
+def one_entry(path, **changes):
+    index = json.loads((path / "index.json").read_text())
+    name = "optimizer.a.weight.exp_avg"
+    return {**index, name: {**index[name], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dtype": "object"}, "KeyError"),
+        ({"size": [8, -6]}, "-6 is not a count"),
+        ({"size": [1 << 40, 1 << 10]}, "the parts of optimizer.a.weight.exp_avg do not make the whole"),
+        ({"parts": [{"file": "tensors-0.safetensors", "key": "k", "offsets": [4, 0], "sizes": [8, 6]}]}, "outside it"),
+        ({"parts": 3}, "TypeError"),
+    ],
+)
+def test_a_forged_index_is_damage_and_allocates_nothing(tmp_path, changes, said):
+    saved(tmp_path, 2)
+    path = step_folder(tmp_path / "checkpoints", 2)
+    forge(path, "index.json", one_entry(path, **changes))
+    with pytest.raises(RunError, match=rf"step-2 is damaged: index\.json does not hold what it should .*{said}"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scalars.json", {"a.weight": 3}),
+        ("random-0.json", {}),
+        ("random-0.json", {"python": {"version": 3, "words": []}}),
+    ],
+)
+def test_forged_numbers_are_damage(tmp_path, name, content):
+    saved(tmp_path, 2)
+    forge(step_folder(tmp_path / "checkpoints", 2), name, content)
+    with pytest.raises(RunError, match=rf"step-2 is damaged: {name} does not hold what it should"):
+        resumed(tmp_path)
+
+
 # ---------------------------------------------------------------------- what resume names
 
 
@@ -374,6 +431,26 @@ def test_the_limit_and_the_best(tmp_path):
     saver.load(checkpoint)
     saver.save(7, meta={})
     assert list_steps(tmp_path / "checkpoints") == [3, 7]
+
+
+def test_the_best_is_the_one_that_the_loaded_checkpoint_knew(tmp_path):
+    """A newer best that is damaged is none; nor is one that is gone, or of another run."""
+    training = Training()
+    saver = checkpointer(tmp_path, training)
+    for step in range(1, 5):
+        saver.save(step, meta={}, is_best=step in (2, 4))
+    flip_a_bit(tmp_path / "checkpoints" / "step-4" / "tensors-0.safetensors")
+    loader = checkpointer(tmp_path, Training())
+    found = loader.latest()
+    loader.load(found)
+    assert (found.step, loader.best().name) == (3, "step-2")
+    elsewhere = checkpointer(tmp_path / "other", Training())
+    elsewhere.load(elsewhere.open(found.path))
+    assert elsewhere.best() is None
+    shutil.rmtree(loader.best())
+    loader = checkpointer(tmp_path, Training())
+    loader.load(loader.latest())
+    assert loader.best() is None
 
 
 # ---------------------------------------------------------------------- what the disk does

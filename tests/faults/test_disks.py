@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import subprocess
 
 import pytest
@@ -20,6 +20,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def fill(path):
+    """Take what room there is, also what is freed meanwhile."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
 @pytest.mark.parametrize("async_save", ["--async-save", "--no-async-save"])
 def test_a_disk_that_fills_up_stops_the_run_with_its_checkpoints_whole(
     launcher, config, small_disk, never_stopped, check, async_save
@@ -29,7 +36,7 @@ def test_a_disk_that_fills_up_stops_the_run_with_its_checkpoints_whole(
     run = small_disk / "run"
     started = launcher.start(*words)
     started.wait_until(lambda: check.last_step(run) >= 2)
-    (small_disk / "filler").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - 4096)))
+    fill(small_disk / "filler")
     code = started.wait()
     assert code == 1, started.said
     assert "the disk is full (" in started.said
@@ -43,7 +50,7 @@ def test_a_disk_that_fills_up_stops_the_run_with_its_checkpoints_whole(
 
 
 def test_a_disk_that_is_full_from_the_start(launcher, config, small_disk):
-    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    fill(small_disk / "filler")
     code, said = launcher.run("train", str(config), "--output-dir", str(small_disk), "--run-name=run")
     assert code == 2
     assert "the disk is full" in said
@@ -51,11 +58,63 @@ def test_a_disk_that_is_full_from_the_start(launcher, config, small_disk):
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
+NO_LONGER_ROOT = """
+import ctypes, os
+if os.geteuid() == 0:
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, data) == 0
+    for index in (0, 1):  # effective, permitted: without CAP_DAC_OVERRIDE and its like
+        data[index] &= ~0b1111
+    assert libc.capset(header, data) == 0
+"""
+
+NO_ROOM = """
+import errno, os
+from sftctl.runs.hashing import HashedFile
+write, count = os.write, [0]
+def refusing(descriptor, data):
+    count[0] += len(data)
+    if count[0] > 2_000_000:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return write(descriptor, data)
+os.write = refusing
+"""
+
+
+@pytest.mark.parametrize("async_save", ["--async-save", "--no-async-save"])
+def test_a_disk_without_room_for_the_next_checkpoint(launcher, words, tmp_path, never_stopped, check, async_save):
+    """The same where nothing can be mounted: the system's answer to a write of a checkpoint is injected."""
+    code, said = launcher.run(*words, async_save, patch=NO_ROOM)
+    assert code == 1, said
+    assert "the disk is full (" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    reached = check.last_step(tmp_path / "run")
+    assert 0 < reached < 30
+    code, said = launcher.run(*words)
+    assert (code, f"going on from {tmp_path}/run/checkpoints/step-{reached}," in said) == (0, True), said
+    check.same_run(tmp_path / "run", never_stopped)
+
+
 def test_a_read_only_folder(launcher, config, read_only_folder):
     code, said = launcher.run("train", str(config), "--output-dir", str(read_only_folder), "--run-name=run")
     assert code == 2
     assert f"cannot make {read_only_folder}/run: the file system is read-only" in said
     assert "Traceback" not in said
+
+
+def test_a_folder_of_somebody_else(launcher, config, tmp_path):
+    """Permission bits bind everybody but root; where the tests are root, the run gives up being root first."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    folder.chmod(0o555)
+    code, said = launcher.run("train", str(config), "--output-dir", str(folder), "--run-name=run", patch=NO_LONGER_ROOT)
+    assert code == 2, said
+    assert f"cannot make {folder}/run: permission denied" in said
+    assert "set run.output_dir to a folder of yours" in said
+    assert "Traceback" not in said
+    assert list(folder.iterdir()) == []
 
 
 def test_a_run_directory_that_has_become_read_only(launcher, words, tmp_path, check):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from safetensors.torch import load_file
 
 
@@ -45,8 +46,67 @@ def test_a_run_stops_early_where_nothing_gets_better(launcher, words, tmp_path, 
     assert check.records(tmp_path / "run")[-1]["step"] < 30
 
 
-def test_no_secret_reaches_the_disk(launcher, words, tmp_path):
-    """Neither from the configuration's environment table nor from the command line."""
-    code, said = launcher.run(*words, "--max-steps=2", "--set", 'env.HF_TOKEN="hf_sesameopensesameopen"')
-    found = [path for path in tmp_path.rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
-    assert (code, found) == (0, []), said
+SECRETS = [
+    ["--set", 'env.HF_TOKEN="hf_sesameopensesameopen"'],
+    ["--set", 'env.WANDB_API_KEY="sesame-of-forty-characters"', "--set", 'env.DB_PASSWORD="sesame"'],
+    ["--set", 'env.A_URL="https://user:sesame@example.org"', "--tags", "hf_sesameopensesameopen"],
+]
+
+
+def files_with(folder, word):
+    return [path for path in folder.rglob("*") if path.is_file() and word in path.read_bytes()]
+
+
+@pytest.mark.parametrize("words_with_secrets", SECRETS, ids=lambda words: words[1].partition("=")[0])
+def test_no_secret_reaches_the_disk(launcher, words, tmp_path, words_with_secrets):
+    """Not the configuration, the origins, the command line, the manifests, nor the state: the whole directory is
+    searched, of a run that is interrupted, resumed and finished, and of prepared data beside it."""
+    words = [*words, "--max-steps=6", f"--cache-dir={tmp_path}/cache", *words_with_secrets]
+    code, said = launcher.run(*words, patch=STOPPED)
+    assert code == 3, said
+    assert "sesame" not in said
+    assert files_with(tmp_path, b"sesame") == []
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    assert "sesame" not in said
+    assert files_with(tmp_path, b"sesame") == []
+    assert len(files_with(tmp_path, b"***")) >= 3, "what was searched for is there, cleared"
+
+
+STOPPED = """
+import os, signal
+from sftctl.engine.driver import Course
+log = Course._log
+def stopping(self, report):
+    log(self, report)
+    if report.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+Course._log = stopping
+"""
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "..", ".hidden"])
+def test_a_recipe_cannot_lead_a_run_out_of_its_folder(launcher, config, tmp_path, name):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'extends = ["{config}"]\n[run]\nrun_name = "{name}"\noutput_dir = "runs"\n')
+    code, said = launcher.run("train", str(recipe))
+    assert code == 2, said
+    assert "run.run_name" in said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+def test_a_link_in_a_run_directory_leads_nothing_out_of_it(launcher, words, tmp_path, check):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    started = launcher.start(*words)
+    started.wait_until(lambda: check.last_step(run) >= 3)
+    started.send(9)
+    started.wait()
+    (run / "checkpoints").rename(precious)
+    (run / "checkpoints").symlink_to(precious)
+    before = sorted(precious.rglob("*"))
+    code, said = launcher.run(*words)
+    assert code == 2, said
+    assert f"{run}/checkpoints is a symbolic link, to '{precious}'" in said.replace("\n", " ")
+    assert "Traceback" not in said
+    assert sorted(precious.rglob("*")) == before

@@ -98,16 +98,78 @@ def test_a_second_ctrl_c_leaves_at_once(launcher, words, tmp_path, never_stopped
     check.same_run(run, never_stopped)
 
 
-def test_a_signal_before_the_first_step_leaves_nothing_that_stops_the_next_run(
+SLOW_START = """
+import time
+from sftctl.engine import assemble
+assemble.inputs_of = lambda *arguments, **keywords: time.sleep(60)
+"""
+
+SWALLOWED = """
+import os, signal
+from sftctl.engine import assemble
+call = assemble.inputs_of
+def swallowing(*arguments, **keywords):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    return call(*arguments, **keywords)
+assemble.inputs_of = swallowing
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_leaves_at_once_and_leaves_nothing(launcher, words, tmp_path, number):
+    started = launcher.start(*words, patch=SLOW_START)
+    started.wait_until(lambda: "prepare the rows" in started.said)
+    started.send(number)
+    assert started.wait() == 130
+    assert "stopped" in started.said
+    assert "Traceback" not in started.said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_a_library_swallows_stops_the_run_at_its_first_step(
     launcher, words, tmp_path, never_stopped, check
 ):
-    started = launcher.start(*words)
-    started.wait_until(lambda: (tmp_path / "run" / "state.json").exists())
-    started.send(signal.SIGINT)
-    assert started.wait() in (130, 3)
-    code, said = launcher.run(*words)
-    assert code == 0, said
+    code, said = launcher.run(*words, patch=SWALLOWED)
+    assert (code, "stopped by SIGINT after step 1 of 30" in said) == (3, True), said
+    assert launcher.run(*words)[0] == 0
     check.same_run(tmp_path / "run", never_stopped)
+
+
+SLOW_DISK = """
+import time
+from sftctl.runs.hashing import HashedFile
+write = HashedFile.write
+def slow(self, data):
+    if self.saves >= 3:
+        time.sleep(60)
+    write(self, data)
+finish = HashedFile.finish
+def counted(self):
+    HashedFile.saves += 1
+    return finish(self)
+HashedFile.saves, HashedFile.write, HashedFile.finish = 0, slow, counted
+"""
+
+
+@pytest.mark.parametrize("async_save", ["--async-save", "--no-async-save"])
+def test_a_second_ctrl_c_does_not_wait_for_a_save(launcher, words, tmp_path, never_stopped, check, async_save):
+    run = tmp_path / "run"
+    started = launcher.start(*words, async_save, patch=SLOW_DISK)
+    started.wait_until(lambda: (run / "checkpoints" / ".step-4.writing").exists())
+    started.send(signal.SIGINT)
+    time.sleep(0.3)
+    assert started.is_running()
+    began = time.monotonic()
+    started.send(signal.SIGINT)
+    assert started.wait() == 130, started.said
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in started.said
+    code, said = launcher.run(*words)
+    assert (code, f"going on from {run}/checkpoints/step-3," in said) == (0, True), said
+    check.same_run(run, never_stopped)
 
 
 def test_runs_list_tells_a_killed_run_from_a_running_one(launcher, words, tmp_path, check):

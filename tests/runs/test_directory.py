@@ -1,6 +1,7 @@
 """Claiming a run directory: new, resumed, finished, replaced, refused; and what is left when a run never begins."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -325,3 +326,41 @@ def test_only_folders_with_a_state_are_runs(tmp_path):
     (tmp_path / "notes").mkdir()
     assert [path.name for path in run_directories(tmp_path)] == ["a", "b"]
     assert run_directories(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", ".lock", ".replaced", "final", "state.json"])
+def test_no_link_in_a_run_directory_decides_what_is_written(tmp_path, name):
+    """Its maker would choose a file of the user's: nothing is written through it, and it is named."""
+    target = tmp_path / "precious"
+    target.mkdir()
+    (target / "step-1").mkdir()
+    with claim(tmp_path / "runs", IDENTITY, run_name="a") as run:
+        run.begin(total_steps=1)
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to(target)
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=rf"a/{name} is a symbolic link, to '{target}'"):
+            claim(tmp_path / "runs", IDENTITY, run_name="a", overwrite=overwrite)
+    assert [path.name for path in target.rglob("*")] == ["step-1"]
+
+
+def test_a_run_name_that_is_a_link_leads_nowhere(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"runs/a is a symbolic link"):
+        claim(tmp_path / "runs", IDENTITY, run_name="a")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("step", "3"), ("step", True), ("total_steps", 1.5), ("message", 7), ("metrics", []), ("host", None)],
+)
+def test_a_state_of_other_types_is_damaged(tmp_path, name, value):
+    with claim(tmp_path, IDENTITY, run_name="a") as run:
+        run.begin(total_steps=1)
+    state = json.loads((run.path / "state.json").read_text())
+    (run.path / "state.json").write_text(json.dumps({**state, name: value}))
+    with pytest.raises(RunError, match=rf"state\.json is damaged: {name} is "):
+        attach(run.path)

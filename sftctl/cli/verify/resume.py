@@ -121,7 +121,8 @@ def _train(resolved: Resolved, stop_after: int | None) -> RunResult | None:
 
 
 def _train_rank(resolved: Resolved, stop_after: int | None) -> RunResult | None:
-    from sftctl.engine.driver import Silent, train  # torch: in the child alone
+    from sftctl.engine.driver import train  # torch: in the child alone
+    from sftctl.engine.reporter import Silent
     from sftctl.records import StepReport
 
     class Stopper(Silent):
