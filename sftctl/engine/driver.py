@@ -47,6 +47,7 @@ from sftctl.runs.ledger import read_dropped, write_ledger
 from sftctl.runs.manifest import MANIFEST, damage
 from sftctl.runs.metrics import MetricsWriter
 from sftctl.runs.origins import write_origins
+from sftctl.runs.secrets import redact_shapes
 from sftctl.runs.trackers import start_trackers
 
 
@@ -228,7 +229,8 @@ class Course:
             self.checkpointer.restore_random(checkpoint)
         elif self.bundle.eval.eval_on_start:
             self._evaluate()
-        self._train()
+        if not self.best.is_enough():  # else it had stopped early, and died before its end
+            self._train()
         return self._finish()
 
     # ------------------------------------------------------------------ before
@@ -257,7 +259,7 @@ class Course:
         if not self.ranks.is_main:
             return
         run = self.run
-        write_atomically(run.config, show.dump(resolved, "toml"))
+        write_atomically(run.config, redact_shapes(show.dump(resolved, "toml")))
         write_origins(run, show.origins(resolved))
         machine = self.machine
         details = {

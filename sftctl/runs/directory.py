@@ -254,6 +254,7 @@ def _claim_at(path: Path, identity: Identity, *, resume: bool, overwrite: bool) 
 def _claim_locked(
     path: Path, identity: Identity, lock: Lock, *, made: Sequence[Path], resume: bool, overwrite: bool
 ) -> RunDirectory:
+    _put_back_half(path)
     state = _state_if_whole(path) if overwrite else read_state(path / STATE)
     if state is None or overwrite:
         if overwrite and not made:
@@ -356,16 +357,27 @@ def _remove(entry: Path) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    """Move a run that is to be replaced into `.replaced`, whence it comes back if the new one never begins."""
+    """Move a run that is to be replaced into `.replaced`, whence it comes back if the new one never begins. Its state
+    moves last: where that is in there, the run is, whole, and what lies beside it is of an earlier attempt."""
     replaced = path / REPLACED
     with refusals(path, "replace"):
-        first = not replaced.exists()
+        is_done = (replaced / STATE).exists()
         replaced.mkdir(exist_ok=True)
-        for entry in _entries(path):
-            if first:
-                entry.rename(replaced / entry.name)
-            else:
+        for entry in sorted(_entries(path), key=lambda entry: entry.name == STATE):
+            if is_done:
                 _remove(entry)
+            else:
+                entry.rename(replaced / entry.name)
+
+
+def _put_back_half(path: Path) -> None:
+    """A process died while it set a run aside: the run is whole again."""
+    replaced = path / REPLACED
+    if replaced.is_dir() and not (replaced / STATE).exists():
+        with refusals(path, "restore"):
+            for entry in replaced.iterdir():
+                entry.rename(path / entry.name)
+            replaced.rmdir()
 
 
 def _undo(path: Path, made: Sequence[Path]) -> None:

@@ -41,10 +41,15 @@ def is_secret_name(name: str) -> bool:
 
 def redact_text(text: str) -> str:
     """`text` without what looks like a secret: "HF_TOKEN=abc" -> "HF_TOKEN=***"."""
-    text = _SHAPES.sub(REDACTED, _URL_USER.sub(REDACTED, text))
     return _ASSIGNMENT.sub(
-        lambda match: f"{match['name']}{match['sign']}{REDACTED}" if is_secret_name(match["name"]) else match[0], text
+        lambda match: f"{match['name']}{match['sign']}{REDACTED}" if is_secret_name(match["name"]) else match[0],
+        redact_shapes(text),
     )
+
+
+def redact_shapes(text: str) -> str:
+    """The same by shape alone, for a file whose names were seen to already: what was quoted stays quoted."""
+    return _SHAPES.sub(REDACTED, _URL_USER.sub(REDACTED, text))
 
 
 def redact_command(arguments: Iterable[str]) -> list[str]:

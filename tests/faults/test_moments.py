@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tomllib
 
 import pytest
 
@@ -73,8 +74,11 @@ def dying(self, phase, **changes):
 RunDirectory.update = dying
 """
 
+LATE = "in the twelfth step"
+
 MOMENTS = {
     "in the middle of an accumulation": before("sftctl.engine.step:TrainStep", "_accumulate", 10),
+    LATE: before("sftctl.engine.step:TrainStep", "_accumulate", 23),
     "in an optimiser step": before("torch.optim:AdamW", "step", 6),
     "at the end of an epoch": EPOCH_END,
     "in an evaluation": IN_AN_EVALUATION,
@@ -92,6 +96,9 @@ SETTINGS = {
     "packed": [],
     "unpacked": ["--no-packing"],
     "padded": ["--no-packing", "--no-padding-free", "--gradient-checkpointing"],
+    "streaming": [
+        "--streaming", "--set", "~data.test_split_size", "--set", 'data.eval_datasets=[{path="ROWS", limit=4}]',
+    ],
     "best at the end, stopping early": [
         "--eval-steps=1", "--load-best-model-at-end", "--early-stopping-patience=3", "--learning-rate=0.5",
         "--lr-scheduler-type=constant", "--save-total-limit=1",
@@ -117,7 +124,9 @@ def whole(launcher, config, tmp_path_factory):
 
 
 def words_of(config, setting):
-    return ["train", str(config), f"--max-steps={STEPS}", *SETTINGS[setting]]
+    """The rows of the configuration stand where a setting needs them too."""
+    rows = tomllib.loads(config.read_text(encoding="utf-8"))["data"]["datasets"][0]["path"]
+    return ["train", str(config), f"--max-steps={STEPS}", *(word.replace("ROWS", rows) for word in SETTINGS[setting])]
 
 
 def dies_and_goes_on(launcher, check, words, run, patch):
@@ -141,10 +150,27 @@ def test_it_goes_on_bit_for_bit_from_each_moment(launcher, config, tmp_path, che
 
 
 @pytest.mark.parametrize("moment", ["in the middle of an accumulation", "at the end of an epoch", "in an evaluation"])
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "packed"])
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("packed", "streaming")])
 def test_it_goes_on_bit_for_bit_with_each_setting(launcher, config, tmp_path, check, whole, setting, moment):
     words = [*words_of(config, setting), "--output-dir", str(tmp_path), "--run-name=run"]
     dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS[moment])
+    check.same_run(tmp_path / "run", whole(setting))
+
+
+@pytest.mark.parametrize("moment", ["in the middle of an accumulation", "in an evaluation", LATE])
+def test_a_stream_goes_on_bit_for_bit(launcher, config, tmp_path, check, whole, moment):
+    """In its first pass over the rows, and in a later one."""
+    words = [*words_of(config, "streaming"), "--output-dir", str(tmp_path), "--run-name=run"]
+    dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS[moment])
+    check.same_run(tmp_path / "run", whole("streaming"))
+
+
+def test_a_run_that_had_stopped_early_makes_no_further_step(launcher, config, tmp_path, check, whole):
+    """It died between its last checkpoint and its final model, which is the best one's."""
+    setting = "best at the end, stopping early"
+    words = [*words_of(config, setting), "--output-dir", str(tmp_path), "--run-name=run"]
+    dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS["before the final model"])
+    assert check.records(whole(setting))[-1]["step"] < STEPS
     check.same_run(tmp_path / "run", whole(setting))
 
 

@@ -214,6 +214,37 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_begins(tmp_path):
     assert {entry.name for entry in path.iterdir()} == {".lock", "state.json"}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_death_while_the_old_run_is_set_aside_loses_nothing_of_it(tmp_path, monkeypatch, moved, overwrite):
+    """After any number of its four entries were moved, the next claim finds it whole, and may replace it again."""
+    path = begun(tmp_path)
+    for name in ("config.toml", "metrics.jsonl"):
+        (path / name).write_text(name)
+    rename, count = Path.rename, [0]
+
+    def dying(self, target):
+        if ".replaced" in str(target) and count[0] == moved:
+            raise SystemExit
+        count[0] += ".replaced" in str(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    with pytest.raises(SystemExit):
+        claim(tmp_path, IDENTITY, run_name="a", overwrite=True)
+    monkeypatch.undo()
+    with claim(tmp_path, IDENTITY, run_name="a", overwrite=overwrite) as run:
+        assert run.claim == ("new" if overwrite else "resume")
+    assert {entry.name for entry in path.iterdir()} == {
+        ".lock",
+        "config.toml",
+        "metrics.jsonl",
+        "origins.json",
+        "state.json",
+    }
+    assert read_state(path / "state.json").total_steps == 100
+
+
 def test_overwrite_never_removes_what_is_not_a_run(tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
