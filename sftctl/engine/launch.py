@@ -147,7 +147,7 @@ def _error_of(folder: Path, codes: dict[int, int], received: list[int]) -> BaseE
         if each.kind is not None:
             return each.error()
     for rank, code in codes.items():
-        if code < 0 and -code in received:
+        if code < 0 and -code in (*received, signal.SIGINT):
             return KeyboardInterrupt()  # before the first step there is nothing to save
         if code < 0:
             message = f"rank {rank} was killed by {signal.Signals(-code).name}"
@@ -205,6 +205,10 @@ def _rank(work: Callable[[], Any], folder: str) -> _Ended:
         ended = _Ended(work())
     except Interrupted as error:  # on every rank, at the same step
         ended = _Ended(stopped=_Word(time.time(), type(error), error.problems))
+    except KeyboardInterrupt:  # of Ctrl-C or SIGTERM: the launcher is to see that a signal ended this rank
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
     except BaseException as error:
         word = _word_of(error)
         _leave(word, Path(folder) / f"{os.environ['RANK']}.pickle")
