@@ -51,6 +51,7 @@ ROOT = Group(
         "sweep": Entry("sftctl.cli.sweep", "Train once for each combination of values, and compare."),
         "data": Entry("sftctl.cli.data", "Show what will be trained, token by token, and count it."),
         "runs": Entry("sftctl.cli.runs", "List runs, and tell how far one is and how it goes on."),
+        "plan": Entry("sftctl.cli.plan", "Plan a run's memory before anything loads."),
         "export": Entry(
             "sftctl.cli.export", "Write a run's model as a Hugging Face folder, merged or not, or push it."
         ),

@@ -35,6 +35,7 @@ from sftctl.engine.faults import failing_run, memory_said
 from sftctl.engine.launch import in_ranks
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
+from sftctl.engine.planning import after_running_out
 from sftctl.engine.reporter import Reporter, Silent
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
@@ -144,6 +145,7 @@ def _claim_here(bundle: Bundle, resolved: Resolved, *, recipe: str) -> RunDirect
 
 def _memory_said(bundle: Bundle) -> AbstractContextManager[None]:
     return memory_said(
+        lambda: after_running_out(bundle),
         per_device_train_batch_size=bundle.train.per_device_train_batch_size,
         gradient_accumulation_steps=bundle.train.gradient_accumulation_steps,
         gradient_checkpointing=bundle.train.gradient_checkpointing,

@@ -1,17 +1,18 @@
 """Faults of the machine while a run goes on, said as a user needs to hear them.
 
 A disk that fills up in the middle is no bad input: the run failed (exit code 1), and the same command goes on from
-its last checkpoint. Memory that runs out is said with the changes that need less, the cheapest in speed first.
+its last checkpoint. Memory that runs out is said with the memory plan and the cheapest change that needs less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
-from sftctl.errors import Problem, RunError, TrainingError
+from sftctl.errors import Problem, RunError, SftctlError, TrainingError
 
 _CPU_ALLOCATION = "DefaultCPUAllocator"
 """How torch's CPU allocator names itself in the RuntimeError that it raises."""
@@ -27,28 +28,22 @@ def failing_run() -> Iterator[None]:
 
 
 @contextmanager
-def memory_said(
-    *,
-    per_device_train_batch_size: int,
-    gradient_accumulation_steps: int,
-    gradient_checkpointing: bool | str,
-    activation_offloading: bool,
-    max_length: int,
-) -> Iterator[None]:
-    """Turn an error of memory that ran out into a TrainingError with the settings that would need less."""
+def memory_said(plan: Callable[[], tuple[str, str | None]], **settings: Any) -> Iterator[None]:
+    """Turn an error of memory that ran out into a TrainingError with the plan and the cheapest change.
+
+    `plan` gives both; where it cannot, or has no change, the settings that would need less (`less_memory`) are said.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        changes = less_memory(
-            per_device_train_batch_size=per_device_train_batch_size,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            gradient_checkpointing=gradient_checkpointing,
-            activation_offloading=activation_offloading,
-            max_length=max_length,
-        )
-        raise TrainingError(Problem("", f"out of memory: {_first_line(error)}", help="; or ".join(changes))) from error
+        planned, change = "", None
+        with suppress(SftctlError, RuntimeError, MemoryError):  # what is said of the error must not hide it
+            planned, change = plan()
+        message = f"out of memory: {_first_line(error)}" + (f"; {planned}" if planned else "")
+        help = change or "; or ".join(less_memory(**settings))
+        raise TrainingError(Problem("", message, help=help)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

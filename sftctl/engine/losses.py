@@ -232,6 +232,15 @@ _BUDGETS = {"cpu": (64 * _MIB, 4 * _MIB), "cuda": (512 * _MIB, 128 * _MIB)}
 """Bytes of a chunk's logits, and of a block of its rows in float32 (on a CPU: about what its cache holds)."""
 
 
+def head_bytes(count: int, *, num_vocab: int, num_dims: int, dtype: torch.dtype, device: str) -> int:
+    """What the fused loss holds at once for `count` supervised tokens: a chunk's logits, three blocks of rows in
+    float32, and the gradient of the hidden states."""
+    logit_bytes, block_bytes = _BUDGETS.get(device, _BUDGETS["cuda"])
+    rows = even_chunk_size(count, max_rows=logit_bytes // (num_vocab * dtype.itemsize))
+    block = min(block_bytes, rows * num_vocab * 4)
+    return rows * num_vocab * dtype.itemsize + 3 * block + count * num_dims * dtype.itemsize
+
+
 def even_chunk_size(count: int, *, max_rows: int) -> int:
     """The rows of a chunk when `count` rows go in as few equal chunks as `max_rows` allows.
 

@@ -178,11 +178,7 @@ def _muon(
 
     `match_rms_adamw` scales Muon's update to AdamW's usual size, so that one learning rate serves both.
     """
-    hidden = [
-        (name, parameter)
-        for name, parameter in parameters
-        if parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))
-    ]
+    hidden = [(name, parameter) for name, parameter in parameters if is_hidden_matrix(name, parameter)]
     names = {name for name, _ in hidden}
     rest = [(name, parameter) for name, parameter in parameters if name not in names]
     parts: list[torch.optim.Optimizer] = []
@@ -200,12 +196,43 @@ def _muon(
     return Optimizers(parts)
 
 
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """What Muon is for: a matrix that is neither embedding nor head."""
+    return parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
     "adafactor": _adafactor,
     "sgd": _sgd,
     "muon": _muon,
+}
+
+
+def state_bytes(optimizer: str, parameters: Sequence[tuple[str, Tensor]]) -> int:
+    """Bytes of an optimiser's states once it has stepped, for float32 masters of these shapes."""
+    return sum(_STATE_BYTES[optimizer](name, parameter) for name, parameter in parameters)
+
+
+def _factored_bytes(name: str, parameter: Tensor) -> int:
+    """Adafactor keeps a row and a column of each matrix, and vectors whole."""
+    shape = parameter.shape
+    if len(shape) < 2:
+        return 4 * parameter.numel()
+    return 4 * (parameter.numel() // shape[-1] + parameter.numel() // shape[-2])
+
+
+def _muon_bytes(name: str, parameter: Tensor) -> int:
+    return (4 if is_hidden_matrix(name, parameter) else 8) * parameter.numel()
+
+
+_STATE_BYTES: dict[str, Callable[[str, Tensor], int]] = {
+    "adamw": lambda name, parameter: 8 * parameter.numel(),
+    "adamw_8bit": lambda name, parameter: (2 if parameter.numel() >= 4096 else 8) * parameter.numel(),
+    "adafactor": _factored_bytes,
+    "sgd": lambda name, parameter: 0,
+    "muon": _muon_bytes,
 }
 
 

@@ -32,11 +32,26 @@ CPU = (
     ],
 )
 def test_memory_that_ran_out_is_said_with_what_needs_less(error, what):
-    with pytest.raises(TrainingError) as said, memory_said(**SETTINGS):
+    with pytest.raises(TrainingError) as said, memory_said(lambda: ("", None), **SETTINGS):
         raise error
     assert what in str(said.value)
     assert "PYTORCH_ALLOC_CONF" not in str(said.value)
     assert "train.per_device_train_batch_size = 3 and train.gradient_accumulation_steps = 6" in str(said.value)
+
+
+def plan_fails():
+    raise MemoryError
+
+
+def test_the_plan_and_the_cheapest_change_are_said():
+    with pytest.raises(TrainingError) as said, memory_said(lambda: ("the plan has 9 GB", "set a = 1"), **SETTINGS):
+        raise MemoryError
+    assert str(said.value) == "out of memory: MemoryError; the plan has 9 GB; set a = 1"
+    with (
+        pytest.raises(TrainingError, match=r"out of memory: MemoryError; set train\."),
+        memory_said(plan_fails, **SETTINGS),
+    ):
+        raise MemoryError
 
 
 def test_only_what_is_not_set_already_is_proposed():
@@ -50,7 +65,7 @@ def test_only_what_is_not_set_already_is_proposed():
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), memory_said(**SETTINGS):
+    with pytest.raises(RuntimeError, match="shapes"), memory_said(plan_fails, **SETTINGS):
         raise RuntimeError("shapes do not match")
 
 

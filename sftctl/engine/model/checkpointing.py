@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 Mode = Literal[True, False, "selective"]
 
-_KEPT = frozenset(
+KEPT = frozenset(
     {
         torch.ops.aten.mm.default,
         torch.ops.aten.addmm.default,
@@ -30,6 +30,7 @@ _KEPT = frozenset(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
 )
+"""What "selective" keeps: matrix products and attention."""
 
 
 def set_gradient_checkpointing(model: Any, mode: Mode) -> None:
@@ -47,4 +48,4 @@ def set_gradient_checkpointing(model: Any, mode: Mode) -> None:
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
