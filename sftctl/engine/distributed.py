@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from sftctl.errors import ConfigError, Problem
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -68,10 +70,20 @@ def default_device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def _refuse_too_few_devices(local_rank: int) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if count is not None and local_rank >= count:
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(local_rank + 1))
+        message = f"{here} processes on a machine with {count} GPUs: each needs one of its own"
+        raise ConfigError(Problem("distributed.nproc_per_node", message, help=f"set it to {count} or less"))
+
+
 def start() -> Ranks:
-    """Join the process group that the launcher announced, or stand alone."""
+    """Join the process group that the launcher announced, or stand alone. Raises ConfigError for too few GPUs."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = default_device(int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    _refuse_too_few_devices(local_rank)
+    device = default_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():

@@ -37,6 +37,7 @@ from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.planning import after_running_out
 from sftctl.engine.reporter import Reporter, Silent
+from sftctl.engine.sharding import refuse_optimizer
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
 from sftctl.errors import ConfigError, Interrupted, Problem, RunError
@@ -86,6 +87,7 @@ def _train(
 ) -> RunResult | None:
     """One rank of a run."""
     ranks = distributed.start()
+    refuse_optimizer(bundle.optim.optimizer, ranks.world_size)
     if bundle.train.full_determinism:
         distributed.make_deterministic()
     reporter = reporter if reporter is not None and ranks.is_main else Silent()

@@ -80,8 +80,8 @@ def _launch(distributed: Distributed, work: Callable[[], Result], folder: Path) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # torch: once there is a need
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, we say
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, we say
     many = distributed.nnodes > 1
     config = LaunchConfig(
         min_nodes=distributed.nnodes,
@@ -172,11 +172,15 @@ class _Word:
     trace: str = ""
 
     def error(self) -> Exception:
-        return RankBug(self.trace) if self.kind is None else self.kind(*self.problems)
+        if self.kind is not None:
+            return self.kind(*self.problems)
+        bug = RankBug(self.trace.rpartition("\n")[2])
+        bug.add_note(self.trace)
+        return bug
 
 
 class RankBug(Exception):
-    """A bug of ours in another process; its text is the traceback there."""
+    """A bug of ours in another process: its last line, the traceback there as a note."""
 
 
 @dataclass(frozen=True, slots=True)

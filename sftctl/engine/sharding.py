@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.losses import LossSums
+from sftctl.errors import ConfigError, Problem
 from sftctl.records import Batch
 
 Strategy = Literal["none", "ddp", "fsdp"]
@@ -36,6 +37,17 @@ def resolve_strategy(strategy: str, world_size: int) -> Strategy:
     if world_size == 1:
         return "none"
     return "ddp" if strategy == "ddp" else "fsdp"
+
+
+WHOLE_TENSORS = frozenset({"adafactor", "adamw_8bit"})
+"""Optimisers whose states are made of whole tensors: torch's Adafactor and bitsandbytes take no part of one."""
+
+
+def refuse_optimizer(optimizer: str, world_size: int) -> None:
+    """Raises ConfigError where the optimiser cannot work on weights that are spread over ranks."""
+    if world_size > 1 and optimizer in WHOLE_TENSORS:
+        message = f"{optimizer} works on whole tensors, and {world_size} processes have them in parts"
+        raise ConfigError(Problem("optim.optimizer", message, help='use "adamw", "sgd" or "muon", or one process'))
 
 
 class Root(nn.Module):
@@ -129,6 +141,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 def _mesh(ranks: Ranks, replicas: int) -> DeviceMesh:
     kind, world_size = ranks.device.type, ranks.world_size
+    if world_size % replicas:
+        message = f"{replicas} replicas do not divide {world_size} processes"
+        raise ConfigError(Problem("distributed.hsdp_replicas", message, help="use a divisor"))
     if replicas == 1:
         return init_device_mesh(kind, (world_size,), mesh_dim_names=("shards",))
     return init_device_mesh(kind, (replicas, world_size // replicas), mesh_dim_names=("replicas", "shards"))

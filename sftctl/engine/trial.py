@@ -13,6 +13,7 @@ from sftctl.engine import assemble, distributed
 from sftctl.engine.assemble_model import without_dropout
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.offloading import ActivationOffloading
+from sftctl.engine.sharding import refuse_optimizer
 from sftctl.records import StepReport
 
 
@@ -36,6 +37,7 @@ def try_steps(bundle: Bundle, *, loss_chunk_size: int | None = None) -> Trial:
     Raises children of SftctlError, as a run does.
     """
     ranks = distributed.start()
+    refuse_optimizer(bundle.optim.optimizer, ranks.world_size)
     if bundle.train.full_determinism:
         distributed.make_deterministic()
     tokenizer = assemble.tokenizer_of(bundle)

@@ -271,6 +271,13 @@ def test_a_directory_that_is_refused_is_refused_on_all(run: Run, alone: Path) ->
     assert said.count("optim.learning_rate") == 1
 
 
+def test_an_optimiser_of_whole_tensors_is_refused(run: Run) -> None:
+    code, said, path = run("adafactor", *TWO, "--optimizer=adafactor")
+    assert code == 2
+    assert said.count("error: optim.optimizer: adafactor works on whole tensors, and 2 processes have them") == 1
+    assert not path.exists()
+
+
 # ---------------------------------------------------------------------- other launchers
 
 

@@ -40,9 +40,9 @@ USAGE = Usage(
     summary="Prove that a batch trains the same however it is cut, laid out and stored.",
     about=(
         "A few steps of your model on your data, again for each other micro-batch, layout, kind of checkpointing, "
-        "offloading and loss chunk. Every step's loss must be the same within 1e-5, its gradient norm within "
-        "1e-4, and the losses must not drift apart. All runs compute in float32 without dropout. Nothing is kept "
-        "but prepared rows in the cache."
+        "offloading, loss chunk and number of processes. Every step's loss must be the same within 1e-5, its "
+        "gradient norm within 1e-4, and the losses must not drift apart. All runs compute in float32 without "
+        "dropout. Nothing is kept but prepared rows in the cache."
     ),
     words=FILES,
     switches=(
@@ -148,16 +148,18 @@ def _outcome(bundle: Bundle, variant: Variant, base: Outcome | None, file: Path)
 def _try(bundle: Bundle, loss_chunk_size: int | None, file: Path) -> None:
     """In a process of its own: train, and leave in `file` what came of it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from sftctl.engine.trial import try_steps  # torch: in the child alone
+    from sftctl.engine.launch import in_ranks  # torch: in the child alone
+    from sftctl.engine.trial import try_steps
 
     said: dict[str, Any]
     try:
-        trial = try_steps(bundle, loss_chunk_size=loss_chunk_size)
+        trial = in_ranks(bundle.distributed, partial(try_steps, bundle, loss_chunk_size=loss_chunk_size))
     except TrainingError as error:
         said = {"failed": _reason(error)}
     except SftctlError as error:  # refused before the first step
         said = {"cannot": _reason(error)}
     else:
+        assert trial is not None, "one machine: rank 0 is here"
         curve = [{name: getattr(report, name) for name in RECORDED} for report in trial.reports]
         said = {"curve": curve, "fused": trial.fused, "dropout": trial.dropout}
         if bundle.sft.activation_offloading and not trial.bytes_offloaded:

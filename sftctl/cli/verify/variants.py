@@ -35,13 +35,25 @@ class Variant(NamedTuple):
 
 
 def common(bundle: Bundle, *, steps: int) -> dict[str, Any]:
-    """What is changed for every run: float32, for which equality is promised; no random numbers; no evaluation."""
+    """What is changed for every run: float32, for which equality is promised; no random numbers; no evaluation.
+
+    And one process, with the rows of all that were asked for: how ranks share them is a variant.
+    """
+    spread = bundle.distributed
+    ranks = spread.nproc_per_node * spread.nnodes
     changes: dict[str, Any] = {
         "train.max_steps": steps,
         "train.precision": "fp32",
         "model.dtype": "float32",
         "data.eval_datasets": [],
         "data.test_split_size": None,
+        "train.gradient_accumulation_steps": bundle.train.gradient_accumulation_steps * ranks,
+        "distributed.strategy": "auto",
+        "distributed.nproc_per_node": 1,
+        "distributed.nnodes": 1,
+        "distributed.node_rank": 0,
+        "distributed.rdzv_endpoint": None,
+        "distributed.hsdp_replicas": 1,
     }
     if bundle.peft.use_peft:
         changes["peft.lora_dropout"] = 0.0
@@ -55,6 +67,7 @@ def variants(bundle: Bundle) -> Iterator[Variant]:
     yield from _layouts(bundle)
     yield from _memory(bundle)
     yield Variant(f"loss in chunks of {LOSS_CHUNK} rows", BASE, {}, loss_chunk_size=LOSS_CHUNK)
+    yield from _ranks(bundle)
     yield from _packings(bundle)
 
 
@@ -100,6 +113,16 @@ def _memory(bundle: Bundle) -> Iterator[Variant]:
             yield Variant(name, BASE, {"train.gradient_checkpointing": mode})
     offloads = bundle.sft.activation_offloading
     yield Variant("no offloading" if offloads else "offloading", BASE, {"sft.activation_offloading": not offloads})
+
+
+def _ranks(bundle: Bundle) -> Iterator[Variant]:
+    """Two processes share the rows of a step: micro-batches where there are some to share, else each one's rows."""
+    size, accumulation = bundle.train.per_device_train_batch_size, bundle.train.gradient_accumulation_steps
+    cut = _cut(size, accumulation // 2) if accumulation % 2 == 0 else _cut(size // 2, accumulation)
+    cannot = f"two processes cannot share {size * accumulation} rows" if size * accumulation % 2 else ""
+    for strategy in ("fsdp", "ddp"):
+        changes = {**cut, "distributed.strategy": strategy, "distributed.nproc_per_node": 2}
+        yield Variant(f"2 processes, {strategy}", BASE, changes, cannot=cannot)
 
 
 def _packings(bundle: Bundle) -> Iterator[Variant]:
