@@ -15,7 +15,6 @@ from sftctl.errors import Origin, Problem
 
 NOT_YET: dict[str | tuple[str, Any], str] = {
     ("optim.optimizer", "adamw_8bit"): "adamw has 32-bit states",
-    "train.torch_compile": "decoder blocks run uncompiled",
 }
 """Why or what instead, by leaf, or by leaf and value."""
 

@@ -18,6 +18,7 @@ import attrs
 import torch
 
 from sftctl.config.schema import Bundle
+from sftctl.engine.allocator import keep_freed_memory
 from sftctl.engine.assemble_model import load_model_of
 from sftctl.engine.assemble_rows import eval_packing, splits_of
 from sftctl.engine.data.collate import collate
@@ -26,6 +27,7 @@ from sftctl.engine.evaluate import answers_of, evaluate_loss
 from sftctl.engine.losses import LossSums
 from sftctl.engine.model.attention import IsolationReport, isolation_self_test
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
+from sftctl.engine.model.compiling import compile_blocks
 from sftctl.engine.model.generation import greedy
 from sftctl.engine.model.head import HeadReport, find_head, find_router, head_self_test
 from sftctl.engine.model.tokenizer import load_tokenizer
@@ -131,6 +133,8 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
 
     `loss_chunk_size`: rows of logits that exist at a time; None: as many as fit a budget of bytes.
     """
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     precision = resolve_precision(bundle.train.precision, ranks.device)
     compute_dtype = torch.bfloat16 if precision == "bf16" else None
     loaded = load_model_of(
@@ -141,7 +145,10 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
     head_report = head_self_test(model, head)
     isolation = isolation_self_test(model)
     flat = _flat(bundle, isolation)
-    set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
+    if bundle.train.torch_compile:
+        compile_blocks(model, gradient_checkpointing=bundle.train.gradient_checkpointing, device=ranks.device)
+    else:
+        set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
     router = find_router(model) if bundle.sft.router_aux_loss_coef else None
     loss = partial(
         forward_loss,

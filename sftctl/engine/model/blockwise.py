@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sftctl.engine.model.documents import Block, Documents, Group, Layout
+from sftctl.engine.model.documents import Block, Documents, Group, Layout, Rows
 
 KEEP_KEYS = 128
 """Probabilities are kept for the backward pass where a query sees fewer keys than this, on average (or than
@@ -75,18 +75,19 @@ class _Blockwise(torch.autograd.Function):
         H = query_THD.shape[1]
         outputs, kept = [], []
         for group in layout.groups:
-            query, key, value = (_gathered(tensor, group, K) for tensor in (query_THD, key_TKD, value_TKV))
-            out = query.new_empty(*query.shape[:2], V)
-            for block in group.blocks:
-                rows, keys = _slices(block, scores, K, H // K)
-                probabilities, _ = _probabilities(query[rows], key[keys], block, scores, sinks_H)
+            queries = _blocks(_gathered(query_THD, group.queries, K), group, K, H // K)
+            key, value = (_by_document(tensor, group, K) for tensor in (key_TKD, value_TKV))
+            out = value.new_empty(len(group.queries.index), H // K * V)
+            for block, query, block_out in zip(group.blocks, queries, _blocks(out, group, K, H // K), strict=True):
+                keys = _keys(block, scores, K)
+                probabilities, _ = _probabilities(query, key[keys], block, scores, sinks_H)
                 dropped, mask = _dropped(_without_sink(probabilities, sinks_H), scores.dropout)
-                torch.bmm(dropped, value[keys], out=out[rows])
+                torch.bmm(dropped, value[keys], out=block_out)
                 kept += [probabilities if keep else None, mask]
             outputs.append(out)
         ctx.save_for_backward(query_THD, key_TKD, value_TKV, sinks_H, *kept)
         ctx.layout, ctx.scores = layout, scores
-        return _spread(outputs, layout, query_THD.shape[:2])
+        return _spread(outputs, layout.query_of_TK, (*query_THD.shape[:2], V))
 
     @staticmethod
     @once_differentiable
@@ -97,20 +98,26 @@ class _Blockwise(torch.autograd.Function):
         grads: tuple[list[Tensor], ...] = ([], [], [])
         kept_blocks = iter(zip(kept[::2], kept[1::2], strict=True))
         for group in ctx.layout.groups:
-            inputs = [_gathered(tensor, group, K) for tensor in (query_THD, key_TKD, value_TKV)]
-            grad = _gathered(grad_THV, group, K, zero_pads=True)
+            inputs = (
+                _gathered(query_THD, group.queries, K),
+                _by_document(key_TKD, group, K),
+                _by_document(value_TKV, group, K),
+            )
+            grad = _gathered(grad_THV, group.queries, K, zero_pads=True)
             results = _group_backward(inputs, grad, group, ctx.scores, sinks_H, grad_sinks_H, K, kept_blocks)
             for gradient, result in zip(grads, results, strict=True):
                 gradient.append(result)
+        layout = ctx.layout
+        places = (layout.query_of_TK, layout.key_of_TK, layout.key_of_TK)
         grad_query, grad_key, grad_value = (
-            _spread(gradient, ctx.layout, tensor.shape[:2]).to(tensor.dtype)
-            for gradient, tensor in zip(grads, (query_THD, key_TKD, value_TKV), strict=True)
+            _spread(gradient, place, tensor.shape).to(tensor.dtype)
+            for gradient, place, tensor in zip(grads, places, (query_THD, key_TKD, value_TKV), strict=True)
         )
         return grad_query, grad_key, grad_value, grad_sinks_H, None, None, None
 
 
 def _group_backward(
-    inputs: list[Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
     grad_out: Tensor,
     group: Group,
     scores: Scores,
@@ -120,32 +127,34 @@ def _group_backward(
     kept_blocks: Iterator[tuple[Tensor | None, Tensor | None]],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a group's queries, keys and values; those of the sinks are added in place."""
-    query, key, value = inputs
-    exact = query.dtype if len(group.blocks) == 1 else torch.promote_types(query.dtype, torch.float32)
-    grad_query = torch.empty_like(query)
+    query_rows, key, value = inputs
+    exact = key.dtype if len(group.blocks) == 1 else torch.promote_types(key.dtype, torch.float32)
+    grad_rows = torch.empty_like(query_rows)
     grad_key, grad_value = torch.zeros_like(key, dtype=exact), torch.zeros_like(value, dtype=exact)
-    for block, (probabilities, mask) in zip(group.blocks, kept_blocks, strict=False):
-        rows, keys = _slices(block, scores, K, query.shape[1] // key.shape[1])
-        tanh = None
+    G = query_rows.shape[-1] // key.shape[-1]
+    by_block = (_blocks(rows, group, K, G) for rows in (query_rows, grad_out, grad_rows))
+    for block, query, grad, grad_query in zip(group.blocks, *by_block, strict=True):
+        (probabilities, mask), tanh, keys = next(kept_blocks), None, _keys(block, scores, K)
+        block_key = key[keys].contiguous()
         if probabilities is None:
-            probabilities, tanh = _probabilities(query[rows], key[keys], block, scores, sinks_H)
+            probabilities, tanh = _probabilities(query, block_key, block, scores, sinks_H)
         grad_probabilities = torch.zeros_like(probabilities) if sinks_H is not None else torch.empty_like(probabilities)
         seen = _without_sink(grad_probabilities, sinks_H)
-        torch.bmm(grad_out[rows], value[keys].transpose(1, 2), out=seen)
+        torch.bmm(grad, value[keys].transpose(1, 2), out=seen)
         dropped = _without_sink(probabilities, sinks_H)
         if mask is not None:
             seen.mul_(mask)
             dropped = dropped * mask
-        _add_product(grad_value[keys], dropped.transpose(1, 2), grad_out[rows])
+        _add_product(grad_value[keys], dropped.transpose(1, 2), grad)
         grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
         if grad_sinks_H is not None:
             grad_sinks_H += _per_head(grad_scores[..., -1], block, K).sum((0, 2)).flatten().to(grad_sinks_H.dtype)
         grad_scores = _without_sink(grad_scores, sinks_H)
         if tanh is not None:
             grad_scores = grad_scores * (1 - tanh.square_())
-        torch.baddbmm(grad_query[rows], grad_scores, key[keys], beta=0, alpha=scores.scale, out=grad_query[rows])
-        _add_product(grad_key[keys], grad_scores.transpose(1, 2), query[rows], alpha=scores.scale)
-    return grad_query, grad_key, grad_value
+        torch.baddbmm(grad_query, grad_scores, block_key, beta=0, alpha=scores.scale, out=grad_query)
+        _add_product(grad_key[keys], grad_scores.transpose(1, 2), query, alpha=scores.scale)
+    return grad_rows, grad_key, grad_value
 
 
 def _probabilities(
@@ -188,11 +197,20 @@ def _bias(length: int, num_keys: int, window: int | None, dtype: torch.dtype, de
     return torch.zeros(hidden.shape).masked_fill_(hidden, -math.inf)[:, None].to(device, dtype)
 
 
-def _slices(block: Block, scores: Scores, K: int, G: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a block's queries lie in [N, L * G, D], and its keys in [N, L, D]: from the first that any query sees."""
-    documents = slice(0, block.count * K)
+def _keys(block: Block, scores: Scores, K: int) -> tuple[slice, slice]:
+    """Where a block's keys lie in [N, L, D]: from the first that any of its queries sees."""
     first = 0 if scores.window is None else max(0, block.start - scores.window + 1)
-    return (documents, slice(block.start * G, block.end * G)), (documents, slice(first, block.end))
+    return slice(0, block.count * K), slice(first, block.end)
+
+
+def _blocks(rows: Tensor, group: Group, K: int, G: int) -> Iterator[Tensor]:
+    """A group's rows of queries [Q, G * D] as one contiguous [N, R, D] for each block."""
+    start = 0
+    for block in group.blocks:
+        num_documents, length = block.count * K, block.end - block.start
+        end = start + num_documents * length
+        yield rows[start:end].view(num_documents, length * G, -1)
+        start = end
 
 
 def _without_sink(tensor: Tensor, sinks_H: Tensor | None) -> Tensor:
@@ -220,19 +238,20 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0)
         total.add_(torch.bmm(left, right), alpha=alpha)
 
 
-def _gathered(tensor_THD: Tensor, group: Group, K: int, *, zero_pads: bool = False) -> Tensor:
-    """[T, H, D] laid out for a group: [N, L * G, D], the G heads that share a key side by side."""
-    T, H, D = tensor_THD.shape
-    rows = tensor_THD.reshape(T * K, -1).index_select(0, group.gather_NKL)
-    if zero_pads and group.pads.numel():
-        rows.index_fill_(0, group.pads, 0.0)
-    return rows.view(group.num_documents * K, group.longest * (H // K), D)
+def _gathered(tensor_THD: Tensor, rows: Rows, K: int, *, zero_pads: bool = False) -> Tensor:
+    """[T, H, D] as rows [Q, G * D] in another order, the G heads that share a key side by side."""
+    gathered = tensor_THD.reshape(tensor_THD.shape[0] * K, -1).index_select(0, rows.index)
+    if zero_pads and rows.pads.numel():
+        gathered.index_fill_(0, rows.pads, 0.0)
+    return gathered
 
 
-def _spread(groups: list[Tensor], layout: Layout, shape: torch.Size) -> Tensor:
+def _by_document(tensor_TKD: Tensor, group: Group, K: int) -> Tensor:
+    """Keys or values of a group, [N, L, D]."""
+    return _gathered(tensor_TKD, group.keys, K).view(group.num_documents * K, group.longest, -1)
+
+
+def _spread(groups: list[Tensor], place_TK: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The way back: groups' rows to [T, H, D]."""
-    T, H = shape
-    D = groups[0].shape[-1]
-    K = layout.inverse_TK.numel() // T
-    rows = [group.view(-1, H // K * D) for group in groups]
-    return (torch.cat(rows) if len(rows) > 1 else rows[0]).index_select(0, layout.inverse_TK).view(T, H, D)
+    rows = [group.reshape(-1, math.prod(shape) // len(place_TK)) for group in groups]
+    return (torch.cat(rows) if len(rows) > 1 else rows[0]).index_select(0, place_TK).view(shape)

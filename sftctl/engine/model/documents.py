@@ -8,16 +8,20 @@ form a group, padded to its longest at the end, so that one causal mask serves a
 real query, and padded queries are not read back. Longest first, the documents that reach into a block of
 queries are a prefix of the group, so padding costs copies but hardly any products.
 
-    documents a a a | b b      one group (and one key-value head)
-    gather    0 1 2 3 4 3      row 5 is a pad: it repeats b's first token
-    blocks    of two queries: 0..1 of a and b, keys 0..1; then 2 of a alone, keys 0..2
-    inverse   0 1 2 3 4
+Queries lie block after block, so that a block's are contiguous, as products want them (a slice would be copied for
+each); keys, which several blocks read from, lie document after document.
 
-Shapes: T positions, K key-value heads, N documents of a group, L positions of its longest.
+    documents a a a | b b      one group (and one key-value head)
+    blocks    of two queries: 0..1 of a and b, keys 0..1; then 2 of a alone, keys 0..2
+    queries   0 1 3 4 2        which position each row holds
+    keys      0 1 2 3 4 3      row 5 is a pad: it repeats b's first token
+
+Shapes: T positions, K key-value heads, N documents of a group, L positions of its longest, Q rows of queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -44,22 +48,31 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of [T * K] in another order: `index` names the row that each place holds, `pads` the places to ignore."""
+
+    index: Tensor
+    pads: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """Documents of similar length, longest first. `gather_NKL` and `pads` are flat indices, int64."""
+    """Documents of similar length, longest first. `queries` holds a block after another, `keys` is [N, K, L]."""
 
     num_documents: int
     longest: int
-    gather_NKL: Tensor
-    pads: Tensor
+    queries: Rows
+    keys: Rows
     blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Groups, and for each row of [T * K] its place in the groups' rows, one group after the other."""
+    """Groups, and for each row of [T * K] its place among all groups' queries, and among all groups' keys."""
 
     groups: tuple[Group, ...]
-    inverse_TK: Tensor
+    query_of_TK: Tensor
+    key_of_TK: Tensor
 
 
 class Documents:
@@ -101,17 +114,29 @@ class Documents:
 def lay_out(cu_seqlens: NDArray[np.int32], num_key_value_heads: int, *, device: torch.device) -> Layout:
     """The layout of documents with these boundaries, for rows of the form [T * K]."""
     lengths = np.diff(cu_seqlens).astype(np.int64)
-    inverse_TK = np.empty((int(cu_seqlens[-1]), num_key_value_heads), np.int64)
-    groups = []
+    groups = tuple(
+        _group(cu_seqlens[members].astype(np.int64), lengths[members], num_key_value_heads, device=device)
+        for members in _similar(lengths)
+    )
+    num_rows = int(cu_seqlens[-1]) * num_key_value_heads
+    return Layout(
+        groups,
+        query_of_TK=_inverse([group.queries for group in groups], num_rows),
+        key_of_TK=_inverse([group.keys for group in groups], num_rows),
+    )
+
+
+def _inverse(parts: list[Rows], num_rows: int) -> Tensor:
+    """Where each of `num_rows` lies among the parts, one after the other."""
+    index = torch.cat([part.index for part in parts])
+    real = torch.ones_like(index, dtype=torch.bool)
     base = 0
-    for members in _similar(lengths):
-        group, gather = _group(members, cu_seqlens, lengths, num_key_value_heads, device=device)
-        real = np.ones(gather.size, bool)
-        real[group.pads.cpu().numpy()] = False
-        inverse_TK.reshape(-1)[gather[real]] = base + np.flatnonzero(real)
-        groups.append(group)
-        base += gather.size
-    return Layout(tuple(groups), torch.from_numpy(inverse_TK.reshape(-1)).to(device))
+    for part in parts:
+        real[base + part.pads] = False
+        base += len(part.index)
+    inverse = torch.empty(num_rows, dtype=torch.int64, device=index.device)
+    inverse[index[real]] = torch.arange(len(index), device=index.device)[real]
+    return inverse
 
 
 def _similar(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -126,25 +151,20 @@ def _similar(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [order[start:end] for start, end in pairwise([*cuts, len(order)])]
 
 
-def _group(
-    members: NDArray[np.int64],
-    cu_seqlens: NDArray[np.int32],
-    lengths: NDArray[np.int64],
-    num_heads: int,
-    *,
-    device: torch.device,
-) -> tuple[Group, NDArray[np.int64]]:
-    longest = int(lengths[members[0]])
-    starts_N, lengths_N = cu_seqlens[members].astype(np.int64), lengths[members]
-    place_L = np.arange(longest)
-    real_NL = place_L < lengths_N[:, None]
-    token_NL = starts_N[:, None] + np.where(real_NL, place_L, 0)
-    gather_NKL = token_NL[:, None, :] * num_heads + np.arange(num_heads)[:, None]
-    pads = np.flatnonzero(~np.repeat(real_NL[:, None, :], num_heads, axis=1))
+def _group(starts_N: NDArray[np.int64], lengths_N: NDArray[np.int64], num_heads: int, *, device: torch.device) -> Group:
+    longest = int(lengths_N[0])
+    real_NL = np.arange(longest) < lengths_N[:, None]
+    token_NL = starts_N[:, None] + np.where(real_NL, np.arange(longest), 0)
+    row_NKL = token_NL[:, None, :] * num_heads + np.arange(num_heads)[:, None]
+    real_NKL = np.broadcast_to(real_NL[:, None, :], row_NKL.shape)
     blocks = tuple(Block(start, end, int((lengths_N > start).sum())) for start, end in _cuts(longest))
-    gather = gather_NKL.reshape(-1)
-    group = Group(len(members), longest, torch.from_numpy(gather).to(device), torch.from_numpy(pads).to(device), blocks)
-    return group, gather
+
+    def rows(parts: Sequence[tuple[slice, ...]]) -> Rows:
+        index, real = (np.concatenate([each[part].reshape(-1) for part in parts]) for each in (row_NKL, real_NKL))
+        return Rows(torch.from_numpy(index).to(device), torch.from_numpy(np.flatnonzero(~real)).to(device))
+
+    by_block = [(slice(block.count), slice(None), slice(block.start, block.end)) for block in blocks]
+    return Group(len(lengths_N), longest, queries=rows(by_block), keys=rows([()]), blocks=blocks)
 
 
 def _cuts(length: int) -> list[tuple[int, int]]:

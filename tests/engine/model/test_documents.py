@@ -23,10 +23,13 @@ def test_the_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_LENGTH", 2)
     layout = lay_out(bounds([3, 2]), 1, device=CPU)
     (group,) = layout.groups
-    assert group.gather_NKL.tolist() == [0, 1, 2, 3, 4, 3]
-    assert group.pads.tolist() == [5]
     assert group.blocks == (Block(0, 2, 2), Block(2, 3, 1))
-    assert layout.inverse_TK.tolist() == [0, 1, 2, 3, 4]
+    assert group.queries.index.tolist() == [0, 1, 3, 4, 2]
+    assert group.queries.pads.tolist() == []
+    assert group.keys.index.tolist() == [0, 1, 2, 3, 4, 3]
+    assert group.keys.pads.tolist() == [5]
+    assert layout.query_of_TK.tolist() == [0, 1, 4, 2, 3]
+    assert layout.key_of_TK.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_documents_of_very_different_length_are_not_padded_to_one() -> None:
@@ -37,17 +40,28 @@ def test_documents_of_very_different_length_are_not_padded_to_one() -> None:
 def test_heads_of_one_token_lie_apart() -> None:
     """Row t * K + k holds head k of token t; a group takes head after head."""
     layout = lay_out(bounds([3]), 2, device=CPU)
-    assert layout.groups[0].gather_NKL.tolist() == [0, 2, 4, 1, 3, 5]
-    assert layout.inverse_TK.tolist() == [0, 3, 1, 4, 2, 5]
+    assert layout.groups[0].keys.index.tolist() == [0, 2, 4, 1, 3, 5]
+    assert layout.key_of_TK.tolist() == [0, 3, 1, 4, 2, 5]
 
 
 @given(lengths=LENGTHS, heads=st.integers(1, 3))
 def test_gathered_and_brought_back_every_row_is_itself(lengths: list[int], heads: int) -> None:
-    """inverse(gather(rows)) = rows, whatever the lengths."""
+    """inverse(gather(rows)) = rows, whatever the lengths, for queries and for keys."""
     layout = lay_out(bounds(lengths), heads, device=CPU)
     rows = torch.arange(sum(lengths) * heads)
-    gathered = torch.cat([rows[group.gather_NKL] for group in layout.groups])
-    assert torch.equal(gathered[layout.inverse_TK], rows)
+    queries = torch.cat([rows[group.queries.index] for group in layout.groups])
+    keys = torch.cat([rows[group.keys.index] for group in layout.groups])
+    assert torch.equal(queries[layout.query_of_TK], rows)
+    assert torch.equal(keys[layout.key_of_TK], rows)
+
+
+@given(lengths=LENGTHS, heads=st.integers(1, 3))
+def test_every_row_is_a_query_once_and_the_rest_are_pads(lengths: list[int], heads: int) -> None:
+    for group in lay_out(bounds(lengths), heads, device=CPU).groups:
+        for rows in (group.queries, group.keys):
+            real = np.delete(rows.index.numpy(), rows.pads.numpy())
+            assert len(set(real.tolist())) == len(real)
+        assert len(group.queries.index) == heads * sum(b.count * (b.end - b.start) for b in group.blocks)
 
 
 @given(lengths=LENGTHS)
@@ -58,7 +72,7 @@ def test_blocks_cover_each_query_of_each_document_once(lengths: list[int]) -> No
         assert [block.start for block in group.blocks] == [0, *ends[:-1]]
         assert ends[-1] == group.longest
         real = np.ones(group.num_documents * group.longest, bool)
-        real[group.pads.numpy()] = False
+        real[group.keys.pads.numpy()] = False
         members = real.reshape(group.num_documents, -1).sum(1)
         assert sorted(members, reverse=True) == members.tolist()
         for block in group.blocks:
