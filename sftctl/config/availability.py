@@ -13,9 +13,7 @@ from sftctl.config.leaves import leaves
 from sftctl.config.values import show_value
 from sftctl.errors import Origin, Problem
 
-NOT_YET: dict[str | tuple[str, Any], str] = {
-    ("optim.optimizer", "adamw_8bit"): "adamw has 32-bit states",
-}
+NOT_YET: dict[str | tuple[str, Any], str] = {}
 """Why or what instead, by leaf, or by leaf and value."""
 
 

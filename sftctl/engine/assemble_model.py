@@ -22,6 +22,7 @@ from sftctl.engine.model.head import find_router
 from sftctl.engine.model.hub import is_local
 from sftctl.engine.model.loading import load_model, meta_model, quiet_transformers
 from sftctl.engine.model.quantization import quantization_config, refuse_without_bitsandbytes
+from sftctl.engine.optim import refuse_without_library
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def check_model_of(
     bundle: Bundle, tokenizer: Any, *, device: torch.device, is_set: Callable[[str], bool]
 ) -> Iterator[str]:
     """Refuse what can be refused without weights, and say what of the configuration this model makes of note."""
+    refuse_without_library(bundle.optim.optimizer)
     model = meta_model_of(bundle, tokenizer, device=device)
     if bundle.peft.use_peft:
         trained, count = num_trainable(model)

@@ -7,6 +7,7 @@ follows from its number alone, and a resumed run needs no scheduler state.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -142,12 +143,9 @@ def _adamw_8bit(
     betas: tuple[float, float],
     epsilon: float,
 ) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit  # optional, and seconds to import
-    except ImportError as missing:
-        raise ModelError(
-            Problem("optim.optimizer", "adamw_8bit needs bitsandbytes", help="pip install 'sftctl[quant]'")
-        ) from missing
+    """AdamW with moments in 8 bits, by blocks (arXiv 2110.02861); tensors under 4,096 elements keep 32."""
+    from bitsandbytes.optim import AdamW8bit  # optional, and seconds to import
+
     groups = decay_groups(parameters, weight_decay=weight_decay)
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon)
     return optimizer
@@ -234,6 +232,13 @@ _STATE_BYTES: dict[str, Callable[[str, Tensor], int]] = {
     "sgd": lambda name, parameter: 0,
     "muon": _muon_bytes,
 }
+
+
+def refuse_without_library(optimizer: str) -> None:
+    """Raise ModelError, before anything loads, where an optimiser's library is not installed."""
+    if optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        message = "adamw_8bit needs bitsandbytes, which is not installed"
+        raise ModelError(Problem("optim.optimizer", message, help="pip install 'sftctl[quant]'"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 import math
 
@@ -20,8 +21,10 @@ from sftctl.engine.optim import (
     gradient_norm,
     learning_rate_at,
     parameters_of,
+    refuse_without_library,
     set_learning_rate,
 )
+from sftctl.errors import ModelError
 
 
 def choices(leaf: str) -> set[str]:
@@ -101,8 +104,10 @@ def test_only_matrices_decay() -> None:
 SETTINGS = {"learning_rate": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999), "epsilon": 1e-8}
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd", "muon"])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_lowers_a_loss_and_obeys_the_learning_rate(name: str) -> None:
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
     net = model()
     function = OPTIMIZERS[name]
     optimizer = function(list(net.named_parameters()), **parameters_of(SETTINGS, function))
@@ -127,6 +132,25 @@ def test_every_optimizer_lowers_a_loss_and_obeys_the_learning_rate(name: str) ->
     if name != "adafactor":  # its step is relative to the weights' size and has a floor of its own
         for old, new in zip(before, net.parameters(), strict=True):
             assert torch.equal(old, new)
+
+
+def test_adamw_8bit_has_moments_in_8_bits() -> None:
+    pytest.importorskip("bitsandbytes")
+    large, small = nn.Parameter(torch.zeros(64, 64)), nn.Parameter(torch.zeros(63, 65))
+    function = OPTIMIZERS["adamw_8bit"]
+    optimizer = function([("large", large), ("small", small)], **parameters_of(SETTINGS, function))
+    large.grad, small.grad = torch.ones(64, 64), torch.ones(63, 65)
+    optimizer.step()
+    assert optimizer.state[large]["state1"].dtype is torch.uint8
+    assert optimizer.state[small]["state1"].dtype is torch.float32
+
+
+def test_an_optimizer_without_its_library_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"optim\.optimizer: adamw_8bit needs bitsandbytes.*'sftctl\[quant\]'"):
+        refuse_without_library("adamw_8bit")
+    for name in sorted(set(OPTIMIZERS) - {"adamw_8bit"}):
+        refuse_without_library(name)
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
