@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from sftctl.cli.leaf_options import SUGAR, can_be_true, metavar
 from sftctl.cli.switches import Example, Usage
 from sftctl.cli.terminal import columns, has_colour, styled, wrap
-from sftctl.config.availability import NOT_YET
 from sftctl.config.leaves import Group, Leaf, groups, show_choice
 
 if TYPE_CHECKING:
@@ -117,8 +116,7 @@ def _leaf(page: _Page, leaf: Leaf, option: str) -> None:
 def _help(leaf: Leaf, choices: str = "") -> str:
     says_nothing = leaf.default is None or leaf.default is False or leaf.default in ((), {})
     default = "" if says_nothing else f" [{_default(leaf.default)}]"
-    later = " (not available yet)" if leaf.path in NOT_YET else ""
-    return f"{leaf.help}{choices}{default}{later}"
+    return f"{leaf.help}{choices}{default}"
 
 
 def _default(value: object) -> str:

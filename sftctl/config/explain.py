@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 
 from sftctl.config import rules
-from sftctl.config.availability import NOT_YET
 from sftctl.config.leaves import ENV, Leaf, by_flat, entry_leaves, find, groups, leaves, show_choice
 from sftctl.config.show import show
 from sftctl.config.values import show_value
@@ -83,7 +82,7 @@ def of_leaf(leaf: Leaf) -> Explanation:
         choices=tuple(show_choice(each) for each in leaf.choices) + leaf.words,
         limit=str(leaf.limit) if leaf.limit is not None else None,
         spellings=_spellings(leaf),
-        rules=(*rules.related(leaf.path), *_not_yet(leaf)),
+        rules=rules.related(leaf.path),
         fields=fields,
     )
 
@@ -133,16 +132,6 @@ def _python(value: Any) -> str:
 
 def _default(leaf: Leaf) -> str:
     return "none, it must be given" if leaf.required else show(leaf.default, leaf.path)
-
-
-def _not_yet(leaf: Leaf) -> tuple[str, ...]:
-    found = []
-    for key in NOT_YET:
-        if key == leaf.path:
-            found.append("not available yet: leave it at its default")
-        elif isinstance(key, tuple) and key[0] == leaf.path:
-            found.append(f"{show_value(key[1])} is not available yet")
-    return tuple(found)
 
 
 def _plain(word: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from sftctl.config import availability, convert, layers, registry, rules, shape
+from sftctl.config import convert, layers, registry, rules, shape
 from sftctl.config.layers import DEFAULT, Sayings
 from sftctl.config.leaves import ENV, Leaf, find, leaves
 from sftctl.config.schema import Bundle
@@ -115,7 +115,6 @@ def _build(sayings: Sayings, problems: list[Problem], order: Sequence[str]) -> R
     facts = rules.Facts(bundle, items, ranks)
     errors, notes = rules.check(facts)
     problems += errors
-    problems += availability.refuse(facts.value, facts.origin)
     if problems:
         raise ConfigError(*_sorted(problems, order))
     notes += registry.load_installed()

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from sftctl.config import recipes, registry
-from sftctl.config.availability import NOT_YET
 from sftctl.config.leaves import Group, Leaf, groups, show_choice
 from sftctl.config.resolve import resolve, value_of
 from sftctl.config.schema import Bundle
@@ -120,8 +119,7 @@ def _about(leaf: Leaf) -> str:
     unit = f", in {leaf.unit}" if leaf.unit else ""
     limit = f" {leaf.limit}" if leaf.limit is not None and str(leaf.limit) != "a finite number" else ""
     words = f" ({', '.join(leaf.words)}, or a path)" if leaf.words else ""
-    late = " Not available yet." if leaf.path in NOT_YET else ""
-    return f"{leaf.help} {kind[:1].upper()}{kind[1:]}{words}{limit}{unit}.{late}"
+    return f"{leaf.help} {kind[:1].upper()}{kind[1:]}{words}{limit}{unit}."
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:

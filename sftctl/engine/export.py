@@ -49,16 +49,18 @@ def source_of(run: RunDirectory) -> Path:
     """`final/`, else the best checkpoint, else the newest one; whole ones only. Raises RunError for none."""
     if run.final.is_dir():
         return run.final
-    whole: list[tuple[bool, int]] = []
+    best_of: dict[int, object] = {}
     for step in list_steps(run.checkpoints):
         try:
-            whole.append((bool(read_manifest(step_folder(run.checkpoints, step)).content["is_best"]), step))
+            best_of[step] = read_manifest(step_folder(run.checkpoints, step)).content["best_step"]
         except RunError:
             continue
-    if not whole:
+    if not best_of:
         message = f"{run.path} has neither a final model nor a whole checkpoint"
         raise RunError(Problem("", message, help="let it train to its first checkpoint, or name another run"))
-    return step_folder(run.checkpoints, max(whole)[1])
+    newest = max(best_of)
+    best = next((step for step in best_of if step == best_of[newest]), newest)
+    return step_folder(run.checkpoints, best)
 
 
 def refuse_overwriting(output: Path, *, force: bool) -> None:

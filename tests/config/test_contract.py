@@ -9,7 +9,7 @@ import textwrap
 import attrs
 import pytest
 
-from sftctl.config import availability, scaffold, suggest
+from sftctl.config import scaffold, suggest
 from sftctl.config.leaves import by_flat, find, groups, leaves
 from sftctl.config.resolve import resolve
 from sftctl.config.schema import BUILT_IN_GROUPS, Bundle
@@ -50,11 +50,6 @@ def test_entries_are_found_by_their_path() -> None:
 
 
 def test_lists_that_name_leaves_name_leaves() -> None:
-    for key in availability.NOT_YET:
-        path, value = key if isinstance(key, tuple) else (key, None)
-        leaf = find(path)
-        assert leaf is not None, path
-        assert value is None or value in leaf.choices, key
     assert all(find(path) for path in scaffold.MINIMAL)
     assert all(find(path) or path == "env" for path in suggest.SHORT_WORDS.values())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from sftctl.config import availability, recipes
+from sftctl.config import recipes
 from sftctl.config.report import render, render_notes
 from sftctl.config.resolve import resolve
 from sftctl.config.sources.options import Assignment
@@ -245,7 +245,6 @@ CASES: dict[str, list[Case]] = {
             "[[data.datasets]]\npath = 'a.jsonl'\nfraction = 0.5\n[[data.datasets]]\npath = 'b.jsonl'",
         ),
         toml("a metric that is not measured", "[eval]\nmetric_for_best_model = 'eval_exact_match'"),
-        toml("a value that nothing implements yet", "[optim]\noptimizer = 'muon'"),
         toml("a machine that is none", "[distributed]\nnode_rank = 2"),
     ],
     "Secrets": [
@@ -299,8 +298,7 @@ def screens(tmp_path_factory: pytest.TempPathFactory) -> str:
     before = Path.cwd()
     base = tmp_path_factory.mktemp("screens")
     with pytest.MonkeyPatch.context() as patch:
-        # What is not there yet, and what is shipped, change; the screens stand for all of their kind.
-        patch.setattr(availability, "NOT_YET", {("optim.optimizer", "muon"): "use adamw"})
+        # What is shipped changes; the screen stands for all of its kind.
         patch.setattr(recipes, "names", lambda: ("quickstart",))
         parts = ["# What a user sees\n\nEvery bad input of the specification, and its screen.\n"]
         try:

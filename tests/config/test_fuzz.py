@@ -11,15 +11,16 @@ import os
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from sftctl.config import availability, show
+from sftctl.config import show
 from sftctl.config.report import render
 from sftctl.config.resolve import resolve
 from sftctl.config.sources.options import Assignment
 from sftctl.errors import ConfigError, Problem
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 TOML = """\
 extends = []
@@ -144,11 +145,6 @@ def attempt(case: str, **sources: object) -> list[Problem]:
         pytest.fail(f"{type(error).__name__}: {error}\n{case!r}")
     assert time.process_time() - start < 1, f"took too long: {case!r}"
     return problems
-
-
-@pytest.fixture(autouse=True)
-def alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "NOT_YET", {})
 
 
 def run_files(count: int, seed: int, write: Callable[..., str]) -> None:

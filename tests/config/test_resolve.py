@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sftctl
-from sftctl.config import availability
 from sftctl.config.diff import compare
 from sftctl.config.leaves import Leaf, leaves
 from sftctl.config.report import render
@@ -151,11 +150,6 @@ def test_the_environment_is_coerced_and_files_are_not() -> None:
     assert (bundle.run.seed, bundle.sft.packing, bundle.optim.max_grad_norm) == (1000, True, None)
 
 
-def test_what_nothing_implements_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "NOT_YET", {"train.full_determinism": "order is kept anyway"})
-    assert "not available yet" in refused(write(tmp_path, "[train]\nfull_determinism = true\n"))
-
-
 def test_an_inert_setting_is_reported(tmp_path: Path) -> None:
     assert "packing_strategy" in refused(write(tmp_path, '[sft]\npacking_strategy = "wrapped"\n'))
 
@@ -194,8 +188,6 @@ def test_load_evolve_and_sweep(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- round trips
 
 OPEN = ("run.", "optim.", "train.", "eval.", "log.", "checkpoint.save")
-CLOSED = {"optim.optimizer", "log.report_to"}
-"""Leaves that some values of are not available yet."""
 
 
 def values(leaf: Leaf) -> st.SearchStrategy[Any]:
@@ -217,7 +209,7 @@ def scalars() -> list[Leaf]:
     return [
         leaf
         for leaf in leaves().values()
-        if leaf.path.startswith(OPEN) and leaf.path not in CLOSED and leaf.base in (bool, int, float, str)
+        if leaf.path.startswith(OPEN) and leaf.base in (bool, int, float, str)
         and not leaf.is_tuple and not leaf.is_path
     ]  # fmt: skip
 

@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import sftctl
-from sftctl.config import availability, scaffold, secrets, show
+from sftctl.config import scaffold, secrets, show
 from sftctl.config.leaves import Leaf, entry_leaves, leaves
 from sftctl.config.resolve import resolve
 from sftctl.config.schema import Bundle
 from sftctl.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 # Not the text none, which no source can tell from no value, nothing that no file can hold, and no name of a secret,
 # whose value no dump shows.
@@ -85,12 +87,6 @@ def _that_loads(overrides: dict[str, Any], env: dict[str, Any]) -> Bundle:
             overrides = {path: value for path, value in overrides.items() if path not in bad}
     assume(False)
     raise AssertionError
-
-
-@pytest.fixture(autouse=True)
-def all_is_there(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Leaves that nothing implements yet are round-tripped too."""
-    monkeypatch.setattr(availability, "NOT_YET", {})
 
 
 relaxed = settings(

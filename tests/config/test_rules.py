@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sftctl.config import availability, rules
+from sftctl.config import rules
 from sftctl.config.leaves import find, leaves
 from sftctl.config.resolve import resolve
 from sftctl.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def all_is_there(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(availability, "NOT_YET", {})
-
+pytestmark = pytest.mark.usefixtures("folder")
 
 VALUES: dict[str, Any] = {
     "sft.packing_strategy": "wrapped",
@@ -147,16 +142,3 @@ def test_every_path_of_a_rule_is_a_leaf() -> None:
         assert all(find(path) for path in (*rule.paths, rule.switch))
     for conflict in rules.CONFLICTS:
         assert all(find(path) for path in conflict.paths)
-
-
-def test_a_leaf_that_nothing_implements_is_refused(monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]) -> None:
-    monkeypatch.setattr(
-        availability, "NOT_YET", {"train.torch_compile": "uncompiled", ("log.report_to", "wandb"): "tensorboard works"}
-    )
-    resolve([write("run.toml", "[train]\ntorch_compile = false\n[log]\nreport_to = ['tensorboard']")])
-    with pytest.raises(ConfigError) as error:
-        resolve([write("run.toml", "[train]\ntorch_compile = true\n[log]\nreport_to = ['tensorboard', 'wandb']")])
-    assert [problem.message for problem in error.value.problems] == [
-        "true is not available yet",
-        '"wandb" is not available yet',
-    ]

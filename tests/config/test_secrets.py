@@ -98,7 +98,6 @@ def test_the_repr_of_a_bundle_shows_none(write: Callable[..., str]) -> None:
         '[env]\nHF_TOKEN = {a = "sesame"}',
         '[model]\nmodel_init_kwargs = {token = "sesame", a = 2026-01-01}',
         '[model]\nmodel_init_kwargs.token = "sesame"\nnmae = 1',
-        '[model]\ninit = "random"\nmodel_init_kwargs = {token = "sesame"}\n[[data.datasets]]\npath = "some/rows"',
         '[envs]\nHF_TOKEN = "sesame"',
         'HF_TOKEN = "sesame"',
     ],
@@ -115,6 +114,14 @@ def test_no_error_of_an_option_shows_one(folder: Path, text: str) -> None:
     with pytest.raises(ConfigError) as error:
         resolve(options=[Assignment("--set", "set", None, text)])
     assert "sesame" not in report.render(error.value)
+
+
+def test_no_note_shows_one(write: Callable[..., str]) -> None:
+    content = '[model]\ninit = "random"\nmodel_init_kwargs = {token = "sesame"}'
+    (note,) = resolve([write("run.toml", content)]).notes
+    assert note.path == "model.model_init_kwargs"
+    assert "sesame" not in report.render_notes([note])
+    assert "****" in note.message
 
 
 def test_columns_after_a_mask_still_mark_what_they_mark(write: Callable[..., str]) -> None:

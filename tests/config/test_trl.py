@@ -12,19 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sftctl
-from sftctl.config import availability, trl
+from sftctl.config import trl
 from sftctl.config.leaves import leaves
 from sftctl.config.suggest import for_key
 from sftctl.config.trl_import import import_trl
 from sftctl.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "trl.md"
 FIELDS_OF_TRL = Path(__file__).with_name("trl_1_16_fields.json")
-
-
-@pytest.fixture(autouse=True)
-def all_is_there(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(availability, "NOT_YET", {})
 
 
 def test_every_field_of_trl_is_mapped() -> None:
@@ -174,12 +171,9 @@ def test_what_is_left_out_is_named_by_line_and_as_a_comment(write: Callable[...,
     assert sftctl.load(write("ours.toml", imported.text)).optim.learning_rate == 1e-4
 
 
-def test_what_nothing_implements_yet_is_left_out_so_that_the_file_loads(
-    write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(availability, "NOT_YET", {"train.torch_compile": "uncompiled"})
-    imported = import_trl(write("trl.yaml", "torch_compile: true\nseed: 3"))
-    assert [problem.path for problem in imported.left] == ["train.torch_compile"]
+def test_what_is_refused_here_is_left_out_so_that_the_file_loads(write: Callable[..., str]) -> None:
+    imported = import_trl(write("trl.yaml", "lora_r: 64\nseed: 3"))  # idle without use_peft, which TRL ignores
+    assert [problem.path for problem in imported.left] == ["peft.lora_r"]
     assert sftctl.load(write("ours.toml", imported.text)).run.seed == 3
 
 
