@@ -207,7 +207,7 @@ def _unknown_fields(config_class: type, changes: Mapping[str, Any], path: str) -
 
 def _refuse_not_causal(config_class: type, model_type: str) -> None:
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        help = _near(model_type, _causal_types())
+        help = _near(model_type, _causal_types()) or "take one that is, as a llama or qwen3 model"
         raise ModelError(Problem(ARCHITECTURE, f"{model_type!r} is not a causal language model", help=help))
 
 

@@ -11,12 +11,14 @@ Random weights depend on `seed` alone; the caller's random state is left as it w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -71,7 +73,7 @@ def load_model(
             model = _random(config, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed)
         else:
             assert name_or_path is not None
-            _refuse_without_weights(name_or_path)
+            _refuse_without_weights(name_or_path, quantised=_is_quantised(config))
             extra = dict(model_init_kwargs or {})
             if quantization_config is not None:
                 extra |= {"quantization_config": quantization_config, "device_map": {"": device}}
@@ -109,7 +111,7 @@ def meta_model(
         token_ids=token_ids,
     )
     if init == "pretrained" and name_or_path is not None:
-        _refuse_without_weights(name_or_path)
+        _refuse_without_weights(name_or_path, quantised=_is_quantised(config))
     return build_meta(config, trust_remote_code=trust_remote_code, dtype=_dtype(dtype, config))
 
 
@@ -139,6 +141,10 @@ def quiet_transformers() -> Iterator[None]:
 def _config(**settings: Any) -> PreTrainedConfig:
     with quiet_transformers():
         return build_config(**settings)
+
+
+def _is_quantised(config: PreTrainedConfig) -> bool:
+    return getattr(config, "quantization_config", None) is not None  # a foreign object: only quantised ones have it
 
 
 def _dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
@@ -172,6 +178,7 @@ def _pretrained(
             trust_remote_code=trust_remote_code,
             local_files_only=cache_only() and not is_local(name_or_path),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_refuse_not_filled` names them
             **options,
         )
     except OSError as error:
@@ -181,50 +188,84 @@ def _pretrained(
         raise ModelError(
             Problem(NAME, message, help="check that config.json and the weights belong together")
         ) from None
-    _refuse_not_filled(info, name_or_path)
+    _refuse_not_filled(info, name_or_path, model.state_dict())
     return model
 
 
-def _refuse_not_filled(info: Mapping[str, Any], name_or_path: str) -> None:
-    """Weights that the checkpoint lacks would be random numbers."""
+def _refuse_not_filled(info: Mapping[str, Any], name_or_path: str, expected: Iterable[str]) -> None:
+    """Weights that the checkpoint lacks would be random numbers, and layers that the model lacks would be lost."""
+    numbered = {re.sub(r"\d+", "#", name) for name in expected if any(map(str.isdigit, name))}
+    layers = sorted(name for name in info["unexpected_keys"] if re.sub(r"\d+", "#", name) in numbered)
     missing = sorted(info["missing_keys"])
     wrong = sorted(str(item[0]) for item in info["mismatched_keys"])
-    for names, reason in ((missing, "lacks"), (wrong, "has another shape for")):
+    for names, reason in (
+        (missing, "lacks {} of the model's weights"),
+        (wrong, "has another shape for {} of the model's weights"),
+        (layers, "has {} weights of layers that the model does not have"),
+    ):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            message = f"{name_or_path} {reason} {len(names)} of the model's weights: {shown}"
+            message = f"{name_or_path} {reason.format(len(names))}: {shown}"
             help = "check that config.json (and model.architecture) describe these weights"
             raise ModelError(Problem(NAME, message, help=help))
 
 
-def _refuse_without_weights(name_or_path: str) -> None:
+def _refuse_without_weights(name_or_path: str, *, quantised: bool) -> None:
     """A local folder must hold whole safetensors weights; the hub is asked when they are read."""
     if not is_local(name_or_path):
         return
     folder = Path(locate(name_or_path))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            raise ModelError(
-                Problem(NAME, f"{index} is not an index of weights", help="fetch the model again")
-            ) from None
-        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if absent:
-            message = f"{name_or_path} lacks {len(absent)} of {len(shards)} weight files: {', '.join(absent[:3])}"
-            raise ModelError(Problem(NAME, message, help="fetch the model again"))
-        return
-    if (folder / "model.safetensors").is_file():
-        return
+        files = _shards(index, name_or_path)
+    elif (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        raise ModelError(_no_weights(folder, name_or_path))
+    for file in files:
+        _refuse_broken(file, name_or_path, quantised=quantised)
+
+
+def _shards(index: Path, name_or_path: str) -> list[Path]:
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ModelError(Problem(NAME, f"{index} is not an index of weights", help="fetch the model again")) from None
+    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if absent:
+        message = f"{name_or_path} lacks {len(absent)} of {len(shards)} weight files: {', '.join(absent[:3])}"
+        raise ModelError(Problem(NAME, message, help="fetch the model again"))
+    return [index.parent / shard for shard in shards]
+
+
+def _no_weights(folder: Path, name_or_path: str) -> Problem:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         message = f"{name_or_path} has pickled weights only ({pickled[0]}), which can run code when they are read"
-        help = "convert them to model.safetensors, or get the model in that form"
-    else:
-        message = f"{name_or_path} has no weights: neither model.safetensors nor model.safetensors.index.json"
-        help = 'add them, or set model.init = "random" to start from random weights of this architecture'
-    raise ModelError(Problem(NAME, message, help=help))
+        return Problem(NAME, message, help="convert them to model.safetensors, or get the model in that form")
+    message = f"{name_or_path} has no weights: neither model.safetensors nor model.safetensors.index.json"
+    help = 'add them, or set model.init = "random" to start from random weights of this architecture'
+    return Problem(NAME, message, help=help)
+
+
+def _refuse_broken(file: Path, name_or_path: str, *, quantised: bool) -> None:
+    """Reads the header, which says how long the file is and of what its tensors are: milliseconds, no weights."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            kinds = {name: str(stored.get_slice(name).get_dtype()) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        message = f"{name_or_path}/{file.name} is broken: {_first_line(error).partition(': ')[2]}"
+        raise ModelError(Problem(NAME, message, help="fetch the model again")) from None
+    wrong = {name: kind for name, kind in kinds.items() if not kind.startswith(("F", "BF")) and not _is_counter(name)}
+    if wrong and not quantised:
+        name, kind = next(iter(wrong.items()))
+        message = f"{name_or_path} has weights of {kind}, which cannot be trained: {name}"
+        raise ModelError(Problem(NAME, message, help="get the model in bf16 or float32"))
+
+
+def _is_counter(name: str) -> bool:
+    """Buffers that old checkpoints carry: GPT-2's causal masks (`attn.bias`), positions, token counts."""
+    return name.rpartition(".")[2] in ("bias", "position_ids", "masked_bias") or "num_batches" in name
 
 
 def _weights_problem(error: OSError, name_or_path: str, revision: str) -> Problem:
