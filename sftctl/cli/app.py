@@ -9,6 +9,7 @@ to mend is a report on standard error and never a traceback; a traceback is a bu
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -97,17 +98,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SftctlError as error:
         code = report(error)
     except KeyboardInterrupt:
-        write("\nstopped", stream=sys.stderr)
+        with contextlib.suppress(OSError):
+            write("\nstopped", stream=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter flushes at exit
         code = BROKEN_PIPE
     except Exception:
         code = _bug()
     finally:
+        _give_up_closed_streams()
         if collects:
             gc.enable()
     return code
+
+
+def _give_up_closed_streams() -> None:
+    """Else the interpreter flushes at exit what nobody reads, and says so with an exit code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(words: list[str]) -> int:
@@ -132,7 +143,8 @@ def report(error: SftctlError) -> int:
         text = "\n".join(line for problem in error.problems for line in lines(problem, word="stopped"))
     else:
         text = render(error)
-    write(colour_report(text, colour=has_colour(sys.stderr)), stream=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody is there to read it, and the exit code says the rest
+        write(colour_report(text, colour=has_colour(sys.stderr)), stream=sys.stderr)
     return error.exit_code
 
 

@@ -10,12 +10,10 @@ order, so that a checkpoint never knows more than the files beside it.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from sftctl.engine.assemble import Inputs, Machine
 from sftctl.engine.assemble_model import check_model_of
 from sftctl.engine.best import BestMetric
 from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
-from sftctl.engine.data.ledger import Dropped
+from sftctl.engine.describing import write_description, write_rows
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
 from sftctl.engine.faults import failing_run, memory_said
@@ -36,20 +34,15 @@ from sftctl.engine.launch import in_ranks
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.planning import after_running_out
-from sftctl.engine.reporter import Reporter, Silent
+from sftctl.engine.reporter import Reporter, Silent, Steady
 from sftctl.engine.sharding import refuse_optimizer
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
 from sftctl.errors import ConfigError, Interrupted, Problem, RunError
 from sftctl.records import Answer, EvalReport, RunResult, StepReport
 from sftctl.runs.directory import Identity, RunDirectory, attach, claim
-from sftctl.runs.environment import describe, write_environment
-from sftctl.runs.files import write_atomically
-from sftctl.runs.ledger import read_dropped, write_ledger
 from sftctl.runs.manifest import MANIFEST, damage
 from sftctl.runs.metrics import MetricsWriter
-from sftctl.runs.origins import write_origins
-from sftctl.runs.secrets import redact_shapes
 from sftctl.runs.trackers import start_trackers
 
 
@@ -97,6 +90,7 @@ def _train(
         raise ConfigError(*missing)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
+        reporter = Steady(reporter, gone=signals.hang_up)
         run = stack.enter_context(_claim(bundle, resolved, ranks, recipe=recipe))
         if run.claim == "finished":
             return _finished_before(run, reporter)
@@ -214,7 +208,10 @@ class Course:
     def go(self, resolved: Resolved, command: Sequence[str], stack: ExitStack) -> RunResult:
         """Train to the end. Raises Interrupted after a signal, with a checkpoint saved."""
         checkpoint = self._resume()
-        self._describe(resolved, command)
+        if self.ranks.is_main:
+            device = str(self.ranks.device)
+            write_description(self.run, resolved, self.machine, device=device, command=command)
+        self._write_rows()
         log = self.bundle.log
         self.run.begin(total_steps=self.inputs.total_steps, step=self.progress.step)
         stack.enter_context(failing_run())
@@ -258,40 +255,10 @@ class Course:
         self.reporter.note(f"going on from {checkpoint.path}, step {self.progress.step}")
         return checkpoint
 
-    def _describe(self, resolved: Resolved, command: Sequence[str]) -> None:
-        """The files that say what this run is."""
-        if not self.ranks.is_main:
-            return
-        run = self.run
-        write_atomically(run.config, redact_shapes(show.dump(resolved, "toml")))
-        write_origins(run, show.origins(resolved))
-        machine = self.machine
-        details = {
-            "precision": machine.precision,
-            "head": asdict(machine.head_report),
-            "isolation": asdict(machine.isolation),
-        }
-        write_environment(run, describe(device=str(self.ranks.device), command=command or sys.argv, details=details))
-        self._write_ledger()
-
-    def _write_ledger(self) -> None:
-        """data.json and dropped.jsonl; of a stream what was left out up to the end of the window that trains now."""
-        train, evaluation = self.inputs.train, self.inputs.evaluation
-        self.window = train.state
-        if not self.ranks.is_main:
-            return
-        ledger, dropped = {"train": train.facts()}, [self._dropped("train", train.dropped())]
-        if train.state is not None:
-            known = (row for row in read_dropped(self.run) if row["split"] == "train")
-            dropped.insert(0, islice(known, train.state["dropped"]))
-        if evaluation is not None:
-            ledger["evaluation"] = evaluation.facts()
-            dropped.append(self._dropped("evaluation", evaluation.dropped()))
-        write_ledger(self.run, ledger, chain.from_iterable(dropped))
-
-    @staticmethod
-    def _dropped(split: str, rows: Iterable[Dropped]) -> Iterator[dict[str, Any]]:
-        return ({"split": split, **asdict(row)} for row in rows)
+    def _write_rows(self) -> None:
+        self.window = self.inputs.train.state
+        if self.ranks.is_main:
+            write_rows(self.run, self.inputs)
 
     # ------------------------------------------------------------------ between two steps
 
@@ -307,7 +274,7 @@ class Course:
             ):
                 self._log(report)
                 if self.inputs.train.state is not self.window:
-                    self._write_ledger()
+                    self._write_rows()
                 is_best = self._evaluate() if self._is_due(self.bundle.eval.eval_steps, epochs=True) else False
                 stop = self.ranks.agree(self.signals.received is not None)
                 enough = self.best.is_enough()
@@ -335,6 +302,8 @@ class Course:
 
     def _log(self, report: StepReport) -> None:
         self.reporter.step(report)
+        if not self._is_last:
+            self.run.update("running", step=report.step)
         if report.step != 1 and not self._is_due(self.bundle.log.logging_steps, epochs=False):
             return
         record = asdict(report)
@@ -342,8 +311,6 @@ class Course:
         if report.router_aux_loss is None:
             del record["router_aux_loss"]
         self._record(record)
-        if not self._is_last:
-            self.run.update("running", step=report.step)
 
     def _record(self, record: Mapping[str, Any]) -> None:
         self.last |= record

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: before the first step the run leaves at once, from then on after the step, with a checkpoint.
+"""Ctrl-C, SIGTERM, SIGHUP: before the first step a run leaves at once, from then on after the step, with a checkpoint.
 
 A second Ctrl-C leaves at once too. What was received is remembered even where an exception is raised for it: a
 library may swallow a KeyboardInterrupt that hits it in a callback, and the run then stops at its first step.
@@ -14,10 +14,11 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Inside, SIGINT and SIGTERM raise KeyboardInterrupt; in `deferred` the first only sets `received`.
+    """Inside, these signals raise KeyboardInterrupt; in `deferred` the first only sets `received`.
 
-    A second SIGTERM is ignored there: a scheduler repeats it while a checkpoint is written. Handlers can be set by
-    the main thread alone; in another one this does nothing.
+    A second one that is not Ctrl-C is ignored there: a scheduler repeats SIGTERM while a checkpoint is written.
+    SIGHUP, of a terminal that is closed, stays ignored where it was (nohup). Handlers can be set by the main thread
+    alone; in another one this does nothing.
     """
 
     def __init__(self) -> None:
@@ -27,8 +28,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -43,6 +45,10 @@ class StopSignals:
             yield
         finally:
             self._is_deferred = False
+
+    def hang_up(self) -> None:
+        """Whoever listened has gone: stop after a step, as after a signal."""
+        self.received = self.received or "the end of its output"
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_first, self.received = self.received is None, self.received or signal.Signals(number).name

@@ -1,79 +1,48 @@
-"""SHA-256 of large files at the speed of the disk.
+"""XXH3 (128 bits) of large files, while they are written or read, at the speed of the disk.
 
-One thread hashes 0.9 GB/s (measured, AMD EPYC with SHA instructions), less than a good disk writes. So a file is
-hashed as a tree of two levels: SHA-256 of the concatenated SHA-256 of its 16 MiB chunks, chunks side by side.
+The digest finds what accidents do: flipped bits, cut files, pages that never arrived. It is no signature, and no
+digest beside the file could be one: who can change the file can change its manifest. SHA-256 was here before; it
+made the processor the limit (0.6 to 0.9 GB/s a core against 6 GB/s, measured on an AMD EPYC: a checkpoint of 1.6 GB
+was written at a third of the disk's rate and took two seconds of two cores from the training beside it).
 
-    "abcde" in chunks of two:  H( H("ab") + H("cd") + H("e") )
-
-Writing overlaps with hashing, and the pages are sent to the device every 256 MiB: a last fsync of everything at
-once took 1.5 times as long.
+Pages are sent to the device every 256 MiB while writing goes on: one fsync of everything at the end took up to
+twice as long.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-CHUNK_BYTES = 16 << 20
+import xxhash
+
+CHUNK_BYTES = 4 << 20
+"""Hashed and then written while it is still in the cache."""
 SYNC_BYTES = 256 << 20
-NUM_THREADS = max(1, min(4, os.cpu_count() or 1))
-
-
-def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def tree_digest(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> str:
-    """The digest of `data`, the short way: what the classes below compute in pieces."""
-    chunks = [_digest(data[start : start + chunk_bytes]) for start in range(0, len(data), chunk_bytes)]
-    return hashlib.sha256(b"".join(chunks)).hexdigest()
 
 
 class HashedFile:
-    """A new file that is hashed while it is written, and on the device when it is closed.
+    """A new file that is hashed while it is written, and on the device when `finish` returns.
 
-    Views handed to `write` must not change before `finish`. Raises OSError as the system does.
+    Raises OSError as the system does.
     """
 
-    def __init__(self, path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         self.num_bytes = 0
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self._chunk_bytes = chunk_bytes
-        self._pool = ThreadPoolExecutor(NUM_THREADS)
-        self._room = threading.Semaphore(4 * NUM_THREADS)
-        self._partial = bytearray()
-        self._digests: list[Future[bytes]] = []
+        self._hash = xxhash.xxh3_128()
+        self._pool = ThreadPoolExecutor(1)
         self._synced = 0
         self._sync: Future[None] | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
-        start = 0
-        if self._partial:  # fill up the chunk that was begun
-            start = min(len(view), self._chunk_bytes - len(self._partial))
-            self._partial += view[:start]
-            if len(self._partial) == self._chunk_bytes:
-                self._hash(bytes(self._partial))
-                self._partial.clear()
-            self._write(view[:start])
-        while start < len(view):
-            chunk = view[start : start + self._chunk_bytes]
-            if len(chunk) == self._chunk_bytes:
-                self._hash(chunk)
-            else:
-                self._partial += chunk
+        for start in range(0, len(view), CHUNK_BYTES):
+            chunk = view[start : start + CHUNK_BYTES]
+            self._hash.update(chunk)
             self._write(chunk)
-            start += len(chunk)
-
-    def _hash(self, chunk: bytes | memoryview) -> None:
-        self._room.acquire()
-        future = self._pool.submit(_digest, chunk)
-        future.add_done_callback(lambda _: self._room.release())
-        self._digests.append(future)
 
     def _write(self, view: memoryview) -> None:
         while view:
@@ -87,15 +56,12 @@ class HashedFile:
             self._sync = self._pool.submit(os.fdatasync, self._descriptor)
 
     def finish(self) -> str:
-        """Flush to the device and close; return the digest."""
-        if self._partial:
-            self._hash(bytes(self._partial))
+        """Flush to the device and close; return the digest in hex."""
         if self._sync is not None:
             self._sync.result()
         os.fsync(self._descriptor)
-        digest = hashlib.sha256(b"".join(future.result() for future in self._digests)).hexdigest()
         self.close()
-        return digest
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -112,15 +78,10 @@ class HashedFile:
         self.close()
 
 
-def hash_file(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> str:
-    """The digest of a file, its chunks read and hashed side by side. Raises OSError."""
-    size = path.stat().st_size
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            chunks = pool.map(
-                lambda start: _digest(os.pread(descriptor, chunk_bytes, start)), range(0, size, chunk_bytes)
-            )
-            return hashlib.sha256(b"".join(chunks)).hexdigest()
-    finally:
-        os.close(descriptor)
+def hash_file(path: Path) -> str:
+    """The digest of a file in hex. Raises OSError."""
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()

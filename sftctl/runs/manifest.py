@@ -35,10 +35,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size and tree digest (`sftctl.runs.hashing`) of one file."""
+    """Size and digest (`sftctl.runs.hashing`) of one file."""
 
     num_bytes: int
-    sha256: str
+    xxh3_128: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     body = {
         "format": FORMAT,
         **plain(manifest.content),
-        "files": {name: {"num_bytes": f.num_bytes, "sha256": f.sha256} for name, f in manifest.files.items()},
+        "files": {name: {"num_bytes": f.num_bytes, "xxh3_128": f.xxh3_128} for name, f in manifest.files.items()},
     }
     text = json.dumps({**body, "digest": _digest(body)}, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / MANIFEST, text + "\n")
@@ -136,8 +136,8 @@ def _verify_file(folder: Path, name: str, record: FileRecord) -> None:
         size = path.stat().st_size
         if size != record.num_bytes:
             raise damaged(folder, f"{name} has {size} bytes, not {record.num_bytes}")
-        if hash_file(path) != record.sha256:
-            raise damaged(folder, f"{name} is not what was written: its SHA-256 differs")
+        if hash_file(path) != record.xxh3_128:
+            raise damaged(folder, f"{name} is not what was written: its hash differs")
 
 
 def damaged(folder: Path, reason: str) -> RunError:

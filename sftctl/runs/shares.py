@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 1800.0
 def report_share(folder: Path, rank: int, files: Mapping[str, FileRecord]) -> None:
     """Tell the main rank that this rank's files are on the device."""
     fsync_folder(folder)
-    records = {name: [record.num_bytes, record.sha256] for name, record in files.items()}
+    records = {name: [record.num_bytes, record.xxh3_128] for name, record in files.items()}
     write_atomically(folder / f".share-{rank}", json.dumps(records))
 
 
@@ -48,4 +48,4 @@ def await_share(folder: Path, rank: int, *, patience_seconds: float = PATIENCE_S
         time.sleep(0.02)
     records = json.loads(share.read_text())
     share.unlink()
-    return {name: FileRecord(num_bytes, sha256) for name, (num_bytes, sha256) in records.items()}
+    return {name: FileRecord(num_bytes, digest) for name, (num_bytes, digest) in records.items()}

@@ -12,7 +12,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_before_the_steps_it_leaves_at_once_and_is_remembered(number):
     with StopSignals() as signals:
         with pytest.raises(KeyboardInterrupt):
@@ -35,6 +35,16 @@ def test_after_the_steps_it_leaves_at_once_again():
             send(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGTERM)
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            send(signal.SIGHUP)
+        assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_handlers_of_before_come_back():

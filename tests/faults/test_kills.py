@@ -41,7 +41,7 @@ def test_killed_at_random_times_it_ends_as_the_run_that_was_never_stopped(
     check.same_run(run, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_at_the_next_step_and_leaves_with_a_message(
     launcher, words, tmp_path, never_stopped, check, number
 ):
@@ -58,6 +58,40 @@ def test_a_signal_saves_at_the_next_step_and_leaves_with_a_message(
     assert 0 < step < 30
     code, said = launcher.run(*words)
     assert (code, f"going on from {run}/checkpoints/step-{step}" in said) == (0, True), said
+    check.same_run(run, never_stopped)
+
+
+CLOSED = """
+import os
+from sftctl.engine.driver import Course
+log = Course._log
+def closing(self, report):
+    if report.step == 4:
+        reader, writer = os.pipe()
+        os.close(reader)
+        for number in STREAMS:
+            os.dup2(writer, number)
+    log(self, report)
+Course._log = closing
+"""
+
+
+@pytest.mark.parametrize("streams", ["[1]", "[1, 2]"])
+def test_an_output_that_is_closed_stops_the_run_with_a_checkpoint(
+    launcher, words, tmp_path, never_stopped, check, streams
+):
+    """`sftctl train … | head`, a terminal that was closed: as a signal would, and not in the middle."""
+    words = [*words, "--save-steps=1000"]
+    run = tmp_path / "run"
+    code, said = launcher.run(*words, patch=CLOSED.replace("STREAMS", streams))
+    assert code == 3, said
+    assert "Traceback" not in said
+    assert check.last_step(run) == 4
+    message = "stopped by the end of its output after step 4 of 30; the checkpoint is saved"
+    assert json.loads((run / "state.json").read_text())["message"] == message
+    assert (message in said) == (streams == "[1]")
+    code, said = launcher.run(*words)
+    assert code == 0, said
     check.same_run(run, never_stopped)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import tomllib
 
 import pytest
 
@@ -96,6 +95,10 @@ SETTINGS = {
     "packed": [],
     "unpacked": ["--no-packing"],
     "padded": ["--no-packing", "--no-padding-free", "--gradient-checkpointing"],
+    "lora": [
+        "--use-peft", "--lora-r=4", "--lora-dropout=0.1", "--init=pretrained", "--model-name-or-path=BASE",
+        "--set", "~model.architecture",
+    ],
     "streaming": [
         "--streaming", "--set", "~data.test_split_size", "--set", 'data.eval_datasets=[{path="ROWS", limit=4}]',
     ],
@@ -107,26 +110,32 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def whole(launcher, config, tmp_path_factory):
+def words_of(config, rows, never_stopped):
+    """The command of a setting; rows and a model stand where it needs them too."""
+
+    def words(setting):
+        if setting == "lora":
+            pytest.importorskip("peft")
+        own = [word.replace("ROWS", str(rows)).replace("BASE", f"{never_stopped}/final") for word in SETTINGS[setting]]
+        return ["train", str(config), f"--max-steps={STEPS}", *own]
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def whole(launcher, words_of, tmp_path_factory):
     """The run that nothing happens to, one for each setting."""
     made = {}
 
     def run_of(setting):
         if setting not in made:
             folder = tmp_path_factory.mktemp("whole")
-            words = [*words_of(config, setting), "--output-dir", str(folder), "--run-name=whole"]
-            code, said = launcher.run(*words)
+            code, said = launcher.run(*words_of(setting), "--output-dir", str(folder), "--run-name=whole")
             assert code == 0, said
             made[setting] = folder / "whole"
         return made[setting]
 
     return run_of
-
-
-def words_of(config, setting):
-    """The rows of the configuration stand where a setting needs them too."""
-    rows = tomllib.loads(config.read_text(encoding="utf-8"))["data"]["datasets"][0]["path"]
-    return ["train", str(config), f"--max-steps={STEPS}", *(word.replace("ROWS", rows) for word in SETTINGS[setting])]
 
 
 def dies_and_goes_on(launcher, check, words, run, patch):
@@ -142,8 +151,8 @@ def dies_and_goes_on(launcher, check, words, run, patch):
 
 @pytest.mark.parametrize("async_save", ["--async-save", "--no-async-save"])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_it_goes_on_bit_for_bit_from_each_moment(launcher, config, tmp_path, check, whole, moment, async_save):
-    words = [*words_of(config, "packed"), async_save, "--output-dir", str(tmp_path), "--run-name=run"]
+def test_it_goes_on_bit_for_bit_from_each_moment(launcher, words_of, tmp_path, check, whole, moment, async_save):
+    words = [*words_of("packed"), async_save, "--output-dir", str(tmp_path), "--run-name=run"]
     state = dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS[moment])
     assert (state["phase"], state["resumes"]) == ("finished", 1)
     check.same_run(tmp_path / "run", whole("packed"))
@@ -151,33 +160,33 @@ def test_it_goes_on_bit_for_bit_from_each_moment(launcher, config, tmp_path, che
 
 @pytest.mark.parametrize("moment", ["in the middle of an accumulation", "at the end of an epoch", "in an evaluation"])
 @pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("packed", "streaming")])
-def test_it_goes_on_bit_for_bit_with_each_setting(launcher, config, tmp_path, check, whole, setting, moment):
-    words = [*words_of(config, setting), "--output-dir", str(tmp_path), "--run-name=run"]
+def test_it_goes_on_bit_for_bit_with_each_setting(launcher, words_of, tmp_path, check, whole, setting, moment):
+    words = [*words_of(setting), "--output-dir", str(tmp_path), "--run-name=run"]
     dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS[moment])
     check.same_run(tmp_path / "run", whole(setting))
 
 
 @pytest.mark.parametrize("moment", ["in the middle of an accumulation", "in an evaluation", LATE])
-def test_a_stream_goes_on_bit_for_bit(launcher, config, tmp_path, check, whole, moment):
+def test_a_stream_goes_on_bit_for_bit(launcher, words_of, tmp_path, check, whole, moment):
     """In its first pass over the rows, and in a later one."""
-    words = [*words_of(config, "streaming"), "--output-dir", str(tmp_path), "--run-name=run"]
+    words = [*words_of("streaming"), "--output-dir", str(tmp_path), "--run-name=run"]
     dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS[moment])
     check.same_run(tmp_path / "run", whole("streaming"))
 
 
-def test_a_run_that_had_stopped_early_makes_no_further_step(launcher, config, tmp_path, check, whole):
+def test_a_run_that_had_stopped_early_makes_no_further_step(launcher, words_of, tmp_path, check, whole):
     """It died between its last checkpoint and its final model, which is the best one's."""
     setting = "best at the end, stopping early"
-    words = [*words_of(config, setting), "--output-dir", str(tmp_path), "--run-name=run"]
+    words = [*words_of(setting), "--output-dir", str(tmp_path), "--run-name=run"]
     dies_and_goes_on(launcher, check, words, tmp_path / "run", MOMENTS["before the final model"])
     assert check.records(whole(setting))[-1]["step"] < STEPS
     check.same_run(tmp_path / "run", whole(setting))
 
 
-def test_nothing_half_done_is_left_over(launcher, config, tmp_path, check):
+def test_nothing_half_done_is_left_over(launcher, words_of, tmp_path, check):
     """After deaths in a save, in a removal and in the final model, one after the other in one run."""
     run = tmp_path / "run"
-    words = [*words_of(config, "packed"), "--output-dir", str(tmp_path), "--run-name=run"]
+    words = [*words_of("packed"), "--output-dir", str(tmp_path), "--run-name=run"]
     for moment in ("in a save, before it gets its name", "in a save, while an older one is removed",
                    "in the final model, before it gets its name"):  # fmt: skip
         assert launcher.start(*words, patch=MOMENTS[moment]).wait() == -signal.SIGKILL

@@ -9,6 +9,7 @@ import pytest
     "options",
     [
         ["--no-packing"],
+        ["--streaming", "--set", "~data.test_split_size", "--set", "~eval.eval_steps"],
         pytest.param(["--at=4", "--eval-steps=2", "--loss-type=dft"], marks=pytest.mark.slow),
         pytest.param(["--packing-strategy=wrapped", "--optimizer=muon", "--steps=9"], marks=pytest.mark.slow),
     ],
@@ -20,6 +21,14 @@ def test_it_proves_the_promise_on_a_configuration(launcher, config, tmp_path, op
     assert "records of metrics.jsonl" in said
     assert "weights, optimiser, random generators" in said
     assert list(tmp_path.iterdir()) == [], "nothing is written in the configuration's own folder"
+
+
+def test_it_proves_the_promise_of_an_adapter(launcher, config, never_stopped):
+    pytest.importorskip("peft")
+    model = ["--init=pretrained", f"--model-name-or-path={never_stopped}/final", "--set", "~model.architecture"]
+    code, said = launcher.run("verify", "resume", str(config), *model, "--use-peft", "--lora-r=4", "--steps=6")
+    assert code == 0, said
+    assert "is the run that was never stopped, bit for bit" in said
 
 
 FORGETS_THE_OPTIMISER = """
