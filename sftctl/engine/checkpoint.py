@@ -35,6 +35,7 @@ from sftctl.engine.distributed import Ranks
 from sftctl.engine.final_model import save_final
 from sftctl.engine.storage import (
     Index,
+    Planned,
     checked_index,
     copy_bytes,
     files_of,
@@ -117,6 +118,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._host: dict[str, Tensor] = {}
+        self._planned: Planned | None = None
         self._saved_step: int | None = None
         self._best_step: int | None = None
         self._published: deque[Path] = deque()
@@ -136,7 +138,7 @@ class Checkpointer:
         if self.ranks.is_main:
             self._prepare(step)
         self._best_step = step if is_best else self._best_step
-        planned = plan_save(tensors_of(self.state), rank=self.ranks.rank)
+        self._planned = planned = plan_save(tensors_of(self.state), ranks=self.ranks, before=self._planned)
         parts = self._snapshot(planned.parts) if self.async_save else planned.parts
         pending = _Pending(
             step=step,

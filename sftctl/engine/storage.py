@@ -42,8 +42,10 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
+from sftctl.engine.distributed import Ranks
 from sftctl.runs.hashing import HashedFile
 from sftctl.runs.manifest import FileRecord
 
@@ -73,6 +75,8 @@ class Planned:
 
     parts: Mapping[str, Tensor]
     index: Index | None
+    places: Mapping[str, int]
+    """Where in memory each tensor lay that was planned for."""
 
 
 def tensors_file(rank: int) -> str:
@@ -82,13 +86,26 @@ def tensors_file(rank: int) -> str:
 # ---------------------------------------------------------------------- saving
 
 
-def plan_save(tensors: Mapping[str, Tensor], *, rank: int) -> Planned:
-    """Decide which rank writes which part. Collective: every rank calls it, with the same names."""
+def plan_save(tensors: Mapping[str, Tensor], *, ranks: Ranks, before: Planned | None = None) -> Planned:
+    """Decide which rank writes which part. Collective: every rank calls it, with the same names.
+
+    The plan of `before` holds where every tensor lies where it lay on every rank, as weights and the states of an
+    optimiser do from its first step on: its parts are views of them. A new plan for 800 tensors takes 0.1 s.
+    """
+    places = {name: _local(tensor).data_ptr() for name, tensor in tensors.items()}
+    if not ranks.agree(before is None or before.places != places):
+        assert before is not None
+        return before
     _quiet()
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    writer = _PlanOnly(tensors_file(rank))
+    writer = _PlanOnly(tensors_file(ranks.rank))
     dcp_save(dict(tensors), storage_writer=writer, planner=planner)
-    return Planned(writer.parts, writer.index)
+    return Planned(writer.parts, writer.index, places)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What of a tensor this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class _PlanOnly(StorageWriter):

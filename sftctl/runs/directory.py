@@ -125,6 +125,8 @@ def _what_happened(error: BaseException) -> str:
     """What is wrong, without what to do about it: that is for whoever was there."""
     if isinstance(error, SftctlError):
         return "; ".join(problem.message for problem in error.problems)
+    if isinstance(error, KeyboardInterrupt):
+        return "left at once, without another checkpoint"
     return str(error) or type(error).__name__
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sftctl.cli.runs.list_runs import _when
 from sftctl.errors import Interrupted, Problem, SftctlError, TrainingError
 from sftctl.runs.directory import Identity, RunDirectory, claim
 from sftctl.runs.manifest import FileRecord, Manifest, step_folder, write_manifest
 from sftctl.runs.metrics import MetricsWriter
+from sftctl.runs.state import utc_now
 
 Sftctl = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +65,7 @@ def test_the_list_at_80_columns(sftctl: Sftctl, runs: Path) -> None:
         fill(running)
         code, said, errors = sftctl("runs", "list")
     assert (code, errors) == (0, "")
-    assert all(len(line) <= 80 for line in said.splitlines())
+    assert all(len(line) <= 80 for line in said.splitlines()), said
     head, *rows = said.splitlines()
     assert head.split() == ["run", "state", "step", "loss", "disk", "written"]
     states = {row.split()[0]: row.split()[1:4] for row in rows if row.strip()}
@@ -97,6 +99,21 @@ def test_one_run(sftctl: Sftctl, runs: Path, phase: str, state: str, resumable: 
     assert shown["final model"] == ("runs/gsm8k-finished/final" if phase == "finished" else "none")
     path = f"runs/gsm8k-{phase}"
     assert shown.get("go on") == (f"sftctl train {path}/config.toml --resume {path}" if resumable else None)
+
+
+def test_a_name_that_sftctl_gives_fits_beside_the_rest(sftctl: Sftctl, folder: Path) -> None:
+    with claim(folder / "runs", Identity("train", "0123456789", {})) as run:
+        fill(run)
+        run.update("running", step=3000, total_steps=3000)
+        (line,) = sftctl("runs", "list")[1].splitlines()[1:]
+    assert line.startswith(run.path.name)
+    assert len(line) <= 80, line
+
+
+def test_a_year_is_shown_where_it_is_another_one() -> None:
+    now = utc_now()
+    assert _when(now) == f"{now[5:10]} {now[11:16]}"
+    assert _when("2025-11-24T12:34:56+00:00") == "2025-11-24"
 
 
 def test_the_command_to_go_on_is_one_that_a_shell_understands(sftctl: Sftctl, folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from sftctl.engine import storage
 from sftctl.engine.checkpoint import Checkpointer
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.optim import OPTIMIZERS, parameters_of
@@ -149,6 +150,28 @@ def test_the_files_do_not_depend_on_how_they_were_saved(tmp_path):
         saved(folder, 2, async_save=async_save)
         hashes.append(verify(step_folder(folder / "checkpoints", 2)).files)
     assert hashes[0] == hashes[1]
+
+
+def test_a_plan_holds_while_every_tensor_lies_where_it_lay(tmp_path, monkeypatch):
+    """Before the first step there are no states to plan for; then one plan serves, until a tensor is another one."""
+    plans = []
+    call = storage.dcp_save
+    monkeypatch.setattr(storage, "dcp_save", lambda *a, **k: (plans.append(1), call(*a, **k)))
+    training = Training()
+    saver = checkpointer(tmp_path, training, save_total_limit=1)
+    saver.save(0, meta={})
+    for step in range(1, 4):
+        training.steps(1)
+        saver.save(step, meta={})
+    assert len(plans) == 2
+    again, _ = resumed(tmp_path)
+    assert_equal(again.weights(), training.weights())
+    weight = training.state.weights["b.weight"]
+    training.optimizer.state[weight]["exp_avg"] = torch.full_like(weight, 7.0)
+    saver.save(4, meta={})
+    assert len(plans) == 3
+    again, _ = resumed(tmp_path)
+    assert again.optimizer.state[again.state.weights["b.weight"]]["exp_avg"].eq(7.0).all()
 
 
 def test_buffers_come_back_too(tmp_path):

@@ -14,6 +14,7 @@ from sftctl.cli.options import Invocation
 from sftctl.cli.switches import Example, Switch, Usage, Words
 from sftctl.cli.terminal import has_colour, text_table, write
 from sftctl.config.leaves import leaves
+from sftctl.runs.state import utc_now
 
 if TYPE_CHECKING:
     from sftctl.runs.reports import RunSummary
@@ -46,8 +47,20 @@ def run(invocation: Invocation) -> None:
 def _row(summary: RunSummary) -> tuple[str, ...]:
     total = f"/{summary.total_steps}" if summary.total_steps is not None else ""
     loss = f"{summary.loss:.4f}" if summary.loss is not None else ""
-    written = summary.updated.removesuffix("+00:00").replace("T", " ")
-    return (summary.name, summary.phase, f"{summary.step}{total}", loss, size(summary.num_bytes), written)
+    return (
+        summary.name,
+        summary.phase,
+        f"{summary.step}{total}",
+        loss,
+        size(summary.num_bytes),
+        _when(summary.updated),
+    )
+
+
+def _when(time: str) -> str:
+    """Of a time in UTC what fits beside the rest at 80 columns: "11-24 12:34", or "2025-11-24" of another year."""
+    date, _, clock = time.partition("T")
+    return f"{date[5:]} {clock[:5]}" if date[:4] == utc_now()[:4] else date
 
 
 command = Command("list", USAGE, run)
