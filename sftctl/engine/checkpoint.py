@@ -297,11 +297,17 @@ class Checkpointer:
         return self._newest(self.folder)
 
     def _newest(self, folder: Path) -> Checkpoint | None:
-        for step in reversed(self.ranks.from_main(list_steps(folder))):
+        """None where nothing was saved. Where all that was saved is damaged, a run must not begin again unseen."""
+        steps = self.ranks.from_main(list_steps(folder))
+        for step in reversed(steps):
             try:
                 return self.open(step_folder(folder, step))
             except RunError as error:
                 self.note(f"passed over: {error.problems[0].message}")
+        if steps:
+            message = f"none of the {len(steps)} checkpoints in {folder} is whole"
+            help_text = f"restore one, or remove {folder} to start again from step 0"
+            raise RunError(Problem("checkpoint.resume", message, help=help_text))
         return None
 
     def open(self, path: Path) -> Checkpoint:

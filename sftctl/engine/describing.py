@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from typing import Any
@@ -45,6 +45,12 @@ def write_rows(run: RunDirectory, inputs: Inputs) -> None:
         ledger["evaluation"] = evaluation.facts()
         dropped.append(_dropped("evaluation", evaluation.dropped()))
     write_ledger(run, ledger, chain.from_iterable(dropped))
+
+
+def identity_of(inputs: Inputs, machine: Machine) -> Mapping[str, str]:
+    """What else must be the same for a run to go on: the training split's own, and the base of an adapter."""
+    known = inputs.train.identity
+    return known if machine.base_digest is None else {**known, "base model": machine.base_digest}
 
 
 def _dropped(split: str, rows: Iterable[Dropped]) -> Iterator[dict[str, Any]]:

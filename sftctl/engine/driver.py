@@ -26,7 +26,7 @@ from sftctl.engine.assemble import Inputs, Machine
 from sftctl.engine.assemble_model import check_model_of
 from sftctl.engine.best import BestMetric
 from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
-from sftctl.engine.describing import write_description, write_rows
+from sftctl.engine.describing import identity_of, write_description, write_rows
 from sftctl.engine.distributed import Ranks
 from sftctl.engine.evaluate import answer_metrics
 from sftctl.engine.faults import failing_run, memory_said
@@ -199,7 +199,7 @@ class Course:
             TrainingState(weights=machine.weights.named, optimizer=machine.optimizer),
             ranks=ranks,
             settings=show.tree(bundle),
-            identity=_identity(inputs, machine),
+            identity=identity_of(inputs, machine),
             save_total_limit=bundle.checkpoint.save_total_limit,
             async_save=bundle.checkpoint.async_save,
             note=reporter.note,
@@ -239,6 +239,8 @@ class Course:
     def _resume(self) -> Checkpoint | None:
         checkpoint = self.checkpointer.find(self.bundle.checkpoint.resume)
         if checkpoint is None:
+            if self.run.claim == "resume":
+                self.reporter.note("no checkpoint was saved before: starting again from step 0")
             return None
         self.checkpointer.load(checkpoint)
         self.machine.weights.publish()
@@ -396,9 +398,3 @@ class Course:
                 if gathered is not None and machine.saved is not machine.model:  # by the names of peft's wrapper
                     gathered = {f"base_model.model.{name}": tensor for name, tensor in gathered.items()}
                 save_final(machine.saved, self.inputs.tokenizer, self.run.final, state_dict=gathered)
-
-
-def _identity(inputs: Inputs, machine: Machine) -> Mapping[str, str]:
-    """What else must be the same for a run to go on: the training split's own, and the base of an adapter."""
-    known = inputs.train.identity
-    return known if machine.base_digest is None else {**known, "base model": machine.base_digest}

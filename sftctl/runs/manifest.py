@@ -120,6 +120,8 @@ def verify(folder: Path, *, only: Callable[[int], bool] = lambda index: True) ->
     `only` picks files by index, so that ranks can share the reading.
     """
     manifest = read_manifest(folder)
+    if folder.name.startswith(STEP_PREFIX) and folder.name != step_folder(folder.parent, manifest.step).name:
+        raise damaged(folder, f"it is of step {manifest.step}")
     for index, (name, record) in enumerate(sorted(manifest.files.items())):
         if only(index):
             _verify_file(folder, name, record)

@@ -272,11 +272,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_to_be(tmp_path, damage, na
     assert name in note
 
 
-def test_no_whole_checkpoint_is_none(tmp_path):
-    saved(tmp_path, 2)
-    flip_a_bit(step_folder(tmp_path / "checkpoints", 2) / "manifest.json")
-    assert checkpointer(tmp_path, Training()).latest() is None
+def test_nothing_saved_is_none_and_nothing_whole_is_refused(tmp_path):
+    """A run of days must not begin again unseen because its checkpoints have gone bad."""
     assert checkpointer(tmp_path / "nowhere", Training()).latest() is None
+    saved(tmp_path, 2, 4)
+    for step in (2, 4):
+        flip_a_bit(step_folder(tmp_path / "checkpoints", step) / "manifest.json")
+    with pytest.raises(
+        RunError, match=r"none of the 2 checkpoints in .* is whole; restore one, or remove .*checkpoints"
+    ):
+        checkpointer(tmp_path, Training()).latest()
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path):
+    saved(tmp_path, 2, 4)
+    shutil.copytree(step_folder(tmp_path / "checkpoints", 2), step_folder(tmp_path / "checkpoints", 9))
+    notes = []
+    _, checkpoint = resumed(tmp_path, notes=notes)
+    assert (checkpoint.step, len(notes)) == (4, 1)
+    assert "step-9 is damaged: it is of step 2" in notes[0]
 
 
 def test_what_an_older_crash_left_is_removed_and_said(tmp_path):

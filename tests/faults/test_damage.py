@@ -51,6 +51,30 @@ def test_a_damaged_checkpoint_is_passed_over(launcher, words, killed, never_stop
     check.same_run(run, never_stopped)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unseen(launcher, words, killed, check):
+    run, _ = killed
+    before = (run / "metrics.jsonl").read_bytes()
+    for folder in (run / "checkpoints").iterdir():
+        flip_a_bit(folder / "tensors-0.safetensors")
+    code, said = launcher.run(*words)
+    assert code == 2, said
+    assert "is whole" in said
+    assert "to start again from step 0" in said
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_saved_nothing_says_that_it_begins_again(launcher, words, tmp_path, never_stopped, check):
+    run = tmp_path / "run"
+    started = launcher.start(*words, "--save-steps=1000")
+    started.wait_until(lambda: (run / "metrics.jsonl").exists() and len(check.records(run)) >= 3)
+    started.send(9)
+    started.wait()
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    assert "no checkpoint was saved before: starting again from step 0" in said
+    check.same_run(run, never_stopped)
+
+
 def test_what_a_crash_left_half_written_is_removed(launcher, words, killed, never_stopped, check):
     run, step = killed
     leftover = run / "checkpoints" / f".step-{step + 1}.writing"
