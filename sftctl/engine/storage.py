@@ -100,7 +100,8 @@ def plan_save(tensors: Mapping[str, Tensor], *, ranks: Ranks, before: Planned | 
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     writer = _PlanOnly(tensors_file(ranks.rank))
     dcp_save(dict(tensors), storage_writer=writer, planner=planner)
-    return Planned(writer.parts, writer.index, places)
+    # Sorted, so that equal states give equal files: an optimiser that was loaded keeps its tensors in another order.
+    return Planned(dict(sorted(writer.parts.items())), writer.index, places)
 
 
 def _local(tensor: Tensor) -> Tensor:

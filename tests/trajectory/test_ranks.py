@@ -183,6 +183,14 @@ def test_two_ranks_go_on_as_if_nothing_had_been(run: Run) -> None:
     assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_verify_resume_proves_it_on_two_ranks(launcher: Any, config: Path) -> None:
+    words = ["verify", "resume", str(config), *TWO, "--steps=4", "--set", "model.architecture.attention_dropout=0.1"]
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    assert "is the run that was never stopped, bit for bit" in said
+
+
 def test_another_global_batch_is_refused(run: Run) -> None:
     assert run("other-batch", *TWO, patch=STOP_AFTER_SEVEN)[0] == 3
     code, said, _ = run("other-batch", "--nproc-per-node=1", "--per-device-train-batch-size=12")
@@ -279,6 +287,15 @@ def test_an_optimiser_of_whole_tensors_is_refused(run: Run) -> None:
 
 
 # ---------------------------------------------------------------------- other launchers
+
+
+@pytest.mark.slow
+def test_ranks_that_start_from_nothing(run: Run, alone: Path) -> None:
+    """As on a machine with CUDA, where a process must not be forked: everything goes over as a pickle."""
+    patch = "from sftctl.engine import launch; launch._start_method = lambda: 'spawn'"
+    code, said, path = run("spawned", *TWO, "--test-split-size=4", patch=patch)
+    assert code == 0, said
+    assert difference(curve(path), curve(alone)).passed
 
 
 @pytest.mark.slow

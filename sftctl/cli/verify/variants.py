@@ -35,7 +35,8 @@ class Variant(NamedTuple):
 
 
 def common(bundle: Bundle, *, steps: int) -> dict[str, Any]:
-    """What is changed for every run: float32, for which equality is promised; no random numbers; no evaluation.
+    """What is changed for every run: float32, for which equality is promised; no random numbers; no evaluation;
+    no balancing loss of a mixture of experts, which is a mean over a micro-batch by its definition.
 
     And one process, with the rows of all that were asked for: how ranks share them is a variant.
     """
@@ -47,6 +48,7 @@ def common(bundle: Bundle, *, steps: int) -> dict[str, Any]:
         "model.dtype": "float32",
         "data.eval_datasets": [],
         "data.test_split_size": None,
+        "sft.router_aux_loss_coef": 0.0,
         "train.gradient_accumulation_steps": bundle.train.gradient_accumulation_steps * ranks,
         "distributed.strategy": "auto",
         "distributed.nproc_per_node": 1,
