@@ -358,7 +358,7 @@ class Course:
 
     def _interrupted(self, name: str) -> Interrupted:
         step = self.progress.step
-        message = f"stopped by {name} after step {step} of {self.inputs.total_steps}; the checkpoint is saved"
+        message = f"by {name} after step {step} of {self.inputs.total_steps}; the checkpoint is saved"
         return Interrupted(Problem("", message, help=f"the same command goes on from it, in {self.run.path}"))
 
     # ------------------------------------------------------------------ after

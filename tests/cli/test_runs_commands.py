@@ -21,7 +21,7 @@ Sftctl = Callable[..., tuple[int, str, str]]
 
 ENDS: dict[str, SftctlError | None] = {
     "failed": TrainingError(Problem("", "the loss is nan")),
-    "interrupted": Interrupted(Problem("", "stopped by SIGTERM after step 5 of 10; the checkpoint is saved")),
+    "interrupted": Interrupted(Problem("", "by SIGTERM after step 5 of 10; the checkpoint is saved")),
     "finished": None,
 }
 
@@ -82,7 +82,7 @@ def test_the_list_at_80_columns(sftctl: Sftctl, runs: Path) -> None:
     ("phase", "state", "resumable"),
     [
         ("failed", "failed: the loss is nan", True),
-        ("interrupted", "interrupted: stopped by SIGTERM after step 5 of 10; the checkpoint is saved", True),
+        ("interrupted", "interrupted: by SIGTERM after step 5 of 10; the checkpoint is saved", True),
         ("killed", "interrupted", True),
         ("finished", "finished", False),
     ],

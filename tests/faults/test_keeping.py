@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -33,6 +34,36 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_final_model(launcher, words
     assert json.loads((run / "state.json").read_text())["metrics"]["best_metric"] == losses[best]
     stored = load_file(run / "checkpoints" / f"step-{best}" / "tensors-0.safetensors")
     final = load_file(run / "final" / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert (stored[f"weights.{name}"] == final[name]).all()
+
+
+BEST_GOES_BAD = """
+from sftctl.engine.driver import Course
+finish = Course._finish
+def damaged(self):
+    self.checkpointer.wait()
+    path = self.checkpointer.best() / "tensors-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    return finish(self)
+Course._finish = damaged
+"""
+
+
+def test_a_best_checkpoint_that_went_bad_is_named_and_without_it_the_last_one_is_final(launcher, words, tmp_path):
+    words = [*words, "--max-steps=6", "--eval-steps=2", "--learning-rate=1.0", "--lr-scheduler-type=constant",
+             "--load-best-model-at-end"]  # fmt: skip
+    code, said = launcher.run(*words, patch=BEST_GOES_BAD)
+    assert code == 1, said
+    assert "Traceback" not in said
+    (best,) = {step for step in steps_of(tmp_path / "run") if f"step-{step} is damaged" in said}
+    assert best < 6
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{best}")
+    code, said = launcher.run(*words)
+    assert code == 0, said
+    assert "the checkpoint of the best evaluation is not here" in said
+    stored = load_file(tmp_path / "run" / "checkpoints" / "step-6" / "tensors-0.safetensors")
+    final = load_file(tmp_path / "run" / "final" / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
     assert (stored[f"weights.{name}"] == final[name]).all()
 

@@ -52,7 +52,7 @@ def test_a_signal_saves_at_the_next_step_and_leaves_with_a_message(
     started.send(number)
     assert started.wait() == 3
     step = check.last_step(run)
-    assert f"stopped by {number.name} after step {step} of 30; the checkpoint is saved" in started.said
+    assert f"stopped: by {number.name} after step {step} of 30; the checkpoint is saved" in started.said
     assert "the same command goes on from it" in started.said
     assert "Traceback" not in started.said
     assert 0 < step < 30
@@ -87,7 +87,7 @@ def test_an_output_that_is_closed_stops_the_run_with_a_checkpoint(
     assert code == 3, said
     assert "Traceback" not in said
     assert check.last_step(run) == 4
-    message = "stopped by the end of its output after step 4 of 30; the checkpoint is saved"
+    message = "by the end of its output after step 4 of 30; the checkpoint is saved"
     assert json.loads((run / "state.json").read_text())["message"] == message
     assert (message in said) == (streams == "[1]")
     code, said = launcher.run(*words)
@@ -167,7 +167,7 @@ def test_a_signal_that_a_library_swallows_stops_the_run_at_its_first_step(
     launcher, words, tmp_path, never_stopped, check
 ):
     code, said = launcher.run(*words, patch=SWALLOWED)
-    assert (code, "stopped by SIGINT after step 1 of 30" in said) == (3, True), said
+    assert (code, "stopped: by SIGINT after step 1 of 30" in said) == (3, True), said
     assert launcher.run(*words)[0] == 0
     check.same_run(tmp_path / "run", never_stopped)
 

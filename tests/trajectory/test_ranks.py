@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     options = ["--save-final", "--async-save", *EVALUATED]
     code, said, path = run(name, *before, *options, patch=STOP_AFTER_SEVEN)
     assert code == 3, said
-    assert "stopped by" in said
+    assert "stopped: by" in said
     assert "after step 7 of 20; the checkpoint is saved" in said
     assert json.loads((path / "state.json").read_text())["phase"] == "interrupted"
     code, said, path = run(name, *after, *options)

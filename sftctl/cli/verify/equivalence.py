@@ -134,7 +134,7 @@ def _outcome(bundle: Bundle, variant: Variant, base: Outcome | None, file: Path)
         return Outcome(variant, cannot=_reason(error))
     ended = run_apart(partial(_try, changed, variant.loss_chunk_size, file))
     if ended.stopped:
-        raise Interrupted(Problem("", "stopped by you: nothing was proven"))
+        raise Interrupted(Problem("", "by you: nothing was proven"))
     said = {"failed": ended.problem} if ended.problem else json.loads(file.read_text(encoding="utf-8"))
     outcome = Outcome(variant, **said)
     if base is not None:

@@ -106,7 +106,7 @@ def _run_apart(title: str, resolved: Resolved, *, stop_after: int | None = None)
     if ended.problem:
         raise TrainingError(Problem("", f"{title}: {ended.problem}", help="'sftctl train' with these files says more"))
     if ended.stopped:
-        raise Interrupted(Problem("", "stopped by you: nothing was proven"))
+        raise Interrupted(Problem("", "by you: nothing was proven"))
 
 
 def _train(resolved: Resolved, stop_after: int | None) -> RunResult | None:
