@@ -89,7 +89,7 @@ def test_how_a_run_ended_is_recorded(tmp_path, error, phase):
     run.begin(total_steps=100)
     ended_by(run, error)
     state = read_state(run.path / "state.json")
-    assert (state.phase, state.message) == (phase, str(error) or "KeyboardInterrupt")
+    assert (state.phase, state.message) == (phase, str(error) or "left at once, without another checkpoint")
     assert not is_held(run.path / ".lock")
 
 
