@@ -122,6 +122,23 @@ def test_stats_as_text_and_json(capsys: pytest.CaptureFixture[str], rows: str) -
     assert figures["sources"][0]["rows_read"] == 3
 
 
+def test_a_stream_is_looked_at_by_its_first_window(
+    capsys: pytest.CaptureFixture[str], rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so."""
+    monkeypatch.setattr("sftctl.engine.data.stream.WINDOW_ROWS", 2)
+    streamed = ["--streaming", "--max-steps", "9", "--per-device-train-batch-size", "1", *options(rows)]
+    text = said(capsys, "stats", *streamed)
+    assert "streamed: all figures are of the first window, 2 rows, and an epoch is a pass over those" in text
+    figures = json.loads(said(capsys, "stats", "--format", "json", *streamed))
+    assert (figures["streamed"], figures["rows"], figures["cached"]) == (True, 2, False)
+    lines = said(capsys, "preview", "--format", "json", *streamed).splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [[1], [2]]
+    assert said(capsys, "stats", "--streaming", *options(rows), code=2).startswith(
+        "error: data.streaming: a stream has no known end, and train.max_steps is not set"
+    )
+
+
 def test_a_mask_problem_is_shown_and_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: str) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")

@@ -24,6 +24,7 @@ BAR_WIDTH = 40
 
 USAGE = Usage(
     summary="Count what trains: by source and role, by length, and what padding and packing make of it.",
+    about="Of a stream (data.streaming) it counts the first window of rows; nothing further is read.",
     words=FILES,
     switches=(Switch("format", "How it is written. [text]", choices=("text", "json")),),
     examples=(
@@ -49,11 +50,19 @@ def run(invocation: Invocation) -> None:
         seed=bundle.run.seed,
     )
     if invocation.text("format", "text") == "json":
-        write(json.dumps({**rows.proof.as_data(), **rows.ledger.as_data(), **stats.as_data()}, indent=2))
+        figures = {
+            **rows.proof.as_data(),
+            **rows.ledger.as_data(),
+            **stats.as_data(),
+            "streamed": bundle.data.streaming,
+        }
+        write(json.dumps(figures, indent=2))
         return
     colour = has_colour(sys.stdout)
     write("\n".join((*_proof(rows.proof, colour=colour), "", *_lengths(stats, colour=colour), "")))
     write("\n".join((*_packing(stats, colour=colour), "", *_summary(stats))))
+    if bundle.data.streaming:
+        write(f"streamed: all figures are of the first window, {stats.rows:,} rows, and an epoch is a pass over those")
 
 
 def _proof(proof: MaskProof, *, colour: bool) -> Iterator[str]:

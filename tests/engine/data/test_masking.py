@@ -270,7 +270,11 @@ def test_assistants_train_and_nobody_else(make_store: Any, kits: Any, name: str,
         if name != "mistral" or messages[0]["role"] != "system":  # the one that loses its system prompt
             raise AssertionError("a conversation that can be verified was refused") from error
         return
-    text = kit.tokenizer.apply_chat_template(messages, tokenize=False)
+    _assistants_train_and_nobody_else(store, kit, kit.tokenizer.apply_chat_template(messages, tokenize=False))
+    assert _trained_stops(store, kit, name) >= sum(message["role"] == "assistant" for message in messages)
+
+
+def _assistants_train_and_nobody_else(store: Store, kit: Any, text: str) -> None:
     encoded = kit.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert store.ids.tolist() == encoded["input_ids"]
     for (start, end), trained in zip(encoded["offset_mapping"], store.trained.tolist(), strict=True):
@@ -278,12 +282,66 @@ def test_assistants_train_and_nobody_else(make_store: Any, kits: Any, name: str,
         assert not (trained and any(letter in piece for letter in OTHER_LETTERS)), piece
         if not trained and any(letter in piece for letter in ASSISTANT_LETTERS):
             assert store.meta["ledger"]["straddling_tokens"], piece
-    assert _trained_stops(store, kit, name) >= sum(message["role"] == "assistant" for message in messages)
 
 
 def _trained_stops(store: Store, kit: Any, name: str) -> int:
     stops = {kit.tokenizer.convert_tokens_to_ids(token) for token in STOPS.get(name, ("<|im_end|>",))}
     return int((np.isin(store.ids, list(stops)) & store.trained).sum())
+
+
+TOOL_STOPS = {"llama3": "<|eom_id|>", "gptoss": "<|call|>", "deepseek": "<｜end▁of▁sentence｜>"}
+"""What ends a tool call, where it is not what ends every turn."""
+
+
+@st.composite
+def conversations_with_tools(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Questions, some answered after a call of a tool, calls and answers with or without thinking before them."""
+    messages = []
+    for _ in range(draw(st.integers(1, 2))):
+        messages.append(user(draw(contents(OTHER_LETTERS))))
+        if draw(st.booleans()):
+            wanted = draw(st.text(ASSISTANT_LETTERS.replace("😀", ""), max_size=4))
+            call = {"type": "function", "function": {"name": "weather", "arguments": {"q": wanted}}}
+            messages.append(assistant("", tool_calls=[call], **draw(thinking())))
+            messages.append({"role": "tool", "content": draw(contents(OTHER_LETTERS))})
+        messages.append(assistant(draw(contents(ASSISTANT_LETTERS)), **draw(thinking())))
+    return messages
+
+
+def thinking() -> st.SearchStrategy[dict[str, str]]:
+    return st.one_of(
+        st.just({}), st.text(ASSISTANT_LETTERS, min_size=1, max_size=4).map(lambda text: {"thinking": text})
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen25", "qwen3", "llama3", "deepseek", "gptoss"])
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_calls_of_tools_and_thinking_train_and_what_tools_say_does_not(
+    make_store: Any, kits: Any, name: str, data: st.DataObject
+) -> None:
+    """The same with tools: no token with a character of a tool's answer trains, every token of a call and of thinking
+    that is in the text does, and so does what ends them. Only thinking that is gone later is refused."""
+    kit = kits(data.draw(st.sampled_from(KINDS)), name)
+    messages = data.draw(conversations_with_tools())
+    tools = [{"type": "function", "function": {"name": "weather", "description": "wind"}}]
+    try:
+        store = make_store([{"messages": messages, "tools": tools}], kit, assistant_only_loss=True, max_length=None)
+    except DataError:
+        thought = any("thinking" in message for message in messages[:-1])
+        assert (name, thought) == ("qwen3", True), "could be verified, and was refused"
+        return
+    said = [
+        {**message, "reasoning_content": message["thinking"]} if "thinking" in message else message
+        for message in messages
+    ]
+    text = kit.tokenizer.apply_chat_template(said, tools=tools, tokenize=False)
+    _assistants_train_and_nobody_else(store, kit, text)
+    calls = sum("tool_calls" in message for message in messages)
+    answers = sum(message["role"] == "assistant" for message in messages) - calls
+    assert _trained_stops(store, kit, name) >= answers
+    stop = kit.tokenizer.convert_tokens_to_ids(TOOL_STOPS.get(name, "<|im_end|>"))
+    assert int(((store.ids == stop) & store.trained).sum()) >= calls
 
 
 @given(data=st.data())

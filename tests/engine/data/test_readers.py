@@ -90,3 +90,23 @@ def test_nulls_that_columns_put_into_structs_are_taken_out(tmp_path: Path) -> No
 )
 def test_the_suffix_decides(name: str, kind: str | None) -> None:
     assert kind_of(Path(name)) == kind
+
+
+def test_a_csv_line_that_is_not_utf_8_is_named_and_the_next_is_read(tmp_path: Path) -> None:
+    """And empty lines are no rows."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"prompt,completion\na,b\n\xff,c\n\nd,e\n\n")
+    lines = list(READERS[".csv"](path, 0, 0))
+    assert [(line.line, line.value and line.value["prompt"]) for line in lines] == [(2, "a"), (3, None), (5, "d")]
+    assert "not CSV: 'utf-8' codec can't decode byte 0xff" in (lines[1].error or "")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_json_that_python_cannot_hold_is_a_bad_row(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    start = "[" if name == "rows.json" else ""
+    for text in ('{"a": ' + "[" * 100_000, '{"a": ' + "1" * 5000 + "}"):
+        path.write_text(f"{start}{text}\n")
+        (line,) = READERS[path.suffix](path, 0, 0)
+        assert line.value is None
+        assert "not JSON" in (line.error or "")
