@@ -122,13 +122,21 @@ class _Places:
         return base + places[:, 1], base + places[:, 2]
 
     def span_of_tokens(self, spans: Sequence[tuple[int, int, int]]) -> NDArray[np.int64]:
-        """For each token the index of the span it starts in, or -1. Spans are sorted and do not overlap."""
-        if not spans:
-            return np.full(len(self._starts), -1, dtype=np.int64)
+        """For each token the index of the span it starts in, or -1. Spans are sorted; a later one ends the one before.
+
+        Few spans are looked up among many tokens: starts 0 2 4 6, spans [2, 5) and [6, 9): runs of 1, 2, 0, 1 tokens
+        in none, the first, none, the second.
+        """
         starts, ends = self._bounds(spans)
-        which = np.searchsorted(starts, self._starts, side="right") - 1
-        which[(which >= 0) & (self._starts >= ends[which])] = -1
-        return which
+        first = np.searchsorted(self._starts, starts)
+        last = np.maximum(np.searchsorted(self._starts, ends), first)
+        last[:-1] = np.minimum(last[:-1], first[1:])
+        runs = np.empty(2 * len(spans) + 1, dtype=np.int64)
+        runs[0::2] = np.append(first, len(self._starts)) - np.insert(last, 0, 0)
+        runs[1::2] = last - first
+        which = np.full(len(runs), -1, dtype=np.int64)
+        which[1::2] = np.arange(len(spans))
+        return np.repeat(which, runs)
 
     def straddling(self, spans: Sequence[tuple[int, int, int]], trained: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which untrained tokens reach into a span from before it."""

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftctl.engine.data.digests import digest_of_text
+from sftctl.engine.data.words import WordTable, use_table, word_table
 
 BYTE_LEVEL_SPACE = "Ġ"
 """What a space is in a byte-level vocabulary."""
@@ -83,6 +84,11 @@ class Encoder:
         self.prefix_ids, self.suffix_ids = self._added_around()
         self._num_bytes = self._bytes_of_tokens() if _is_byte_level(self.backend) else None
         self._normalizes = self.backend.normalizer is not None
+        self._words: WordTable | None = None
+        if self._num_bytes is not None and use_table():
+            self._words = word_table(
+                self.backend, _parts(self.backend.pre_tokenizer, "pretokenizers"), vocab_size=self.vocab_size
+            )
 
     @cached_property
     def _trimmed(self) -> NDArray[np.int64] | None:
@@ -106,9 +112,7 @@ class Encoder:
         """Ids and places of each text, without added special tokens."""
         if self._num_bytes is None:
             return self._encode_with_offsets(texts)
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        ids, offsets = _flat([encoding.ids for encoding in encodings])
-        del encodings
+        ids, offsets = self._ids(texts)
         lengths = self._num_bytes[ids]
         ends_in_all = np.cumsum(lengths)
         row_ends = np.concatenate([[0], ends_in_all])[offsets]
@@ -119,6 +123,14 @@ class Encoder:
         ends = ends_in_all - np.repeat(row_ends[:-1], np.diff(offsets))
         encoded = Encoded(ids, ends - lengths, ends, offsets, np.ones(len(texts), dtype=bool))
         return encoded if whole.all() else self._mend(encoded, texts, whole)
+
+    def _ids(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids, flat, and where each text's begin: by table where there is one, which each batch is checked on."""
+        if self._words is not None and texts and not self._words.agrees(texts[0]):
+            self._words = None
+        if self._words is not None:
+            return self._words.ids(texts)
+        return _flat([encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     def _mend(self, encoded: Encoded, texts: Sequence[str], whole: NDArray[np.bool_]) -> Encoded:
         """Encode the rows again, with offsets, whose bytes do not add up."""

@@ -12,7 +12,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Hypothesis runs many small batches
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sftctl.engine.data.origin import OpenSource, Source
@@ -89,7 +89,7 @@ def backend(kind: str) -> str:
     """A trained tokenizer of this kind, as its JSON."""
     made = {"byte_level": _byte_level, "byte_fallback": _byte_fallback, "unigram": _unigram}[kind]()
     made.add_special_tokens(MARKERS)
-    made.add_tokens(PLAIN_MARKERS)
+    made.add_tokens([AddedToken(marker, normalized=False) for marker in PLAIN_MARKERS])
     return str(made.to_str())
 
 
