@@ -49,7 +49,7 @@ def test_preview_as_json_has_an_entry_a_token(capsys: pytest.CaptureFixture[str]
     lines = said(capsys, "preview", "--rows", "2", "--format", "json", *options(rows)).splitlines()
     assert len(lines) == 2
     first = json.loads(lines[0])
-    assert set(first) == {"ids", "tokens", "trained", "weight", "document", "text", "source", "row"}
+    assert set(first) == {"ids", "tokens", "trained", "weight", "document", "text"}
     assert {len(first[key]) for key in ("ids", "tokens", "trained", "weight", "document")} == {31}
     trained = [token for token, trains in zip(first["tokens"], first["trained"], strict=True) if trains]
     assert trained == ["d", "<|im_end|>"]
@@ -57,11 +57,16 @@ def test_preview_as_json_has_an_entry_a_token(capsys: pytest.CaptureFixture[str]
     assert first["text"] == "<|im_start|>user\na <b> & c<|im_end|>\n<|im_start|>assistant\nd<|im_end|>\n"
 
 
+def first_text(capsys: pytest.CaptureFixture[str], rows: str) -> str:
+    line = said(capsys, "preview", "--format", "json", "--rows", "1", *options(rows))
+    return str(json.loads(line)["text"])
+
+
 def test_preview_of_packed_sequences_shows_documents(capsys: pytest.CaptureFixture[str], rows: str) -> None:
     line = said(capsys, "preview", "--packed", "--packing", "--format", "json", "--rows", "1", *options(rows))
     packed = json.loads(line)
     assert packed["document"] == [0] * 31 + [1] * 31 + [2] * 31
-    assert (packed["source"], packed["row"]) == ([rows] * 3, [1, 2, 3])
+    assert packed["text"] == first_text(capsys, rows) * 3
     text = said(capsys, "preview", "--packed", "--packing", "--rows", "1", *options(rows))
     assert text.count(f"-- {rows}, row") == 3
 
@@ -81,8 +86,46 @@ def test_the_page_escapes_everything(capsys: pytest.CaptureFixture[str], tmp_pat
     assert text.count("&lt;/pre&gt;&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;") == 2
     body = text.partition("<body>")[2]
     assert {tag.split()[0] for tag in re.findall(r"<(/?\w[^>]*)>", body)} <= {
-        *("h1", "/h1", "h2", "/h2", "p", "/p", "pre", "/pre", "div", "/div", "span", "/span", "/body", "/html")
+        *(
+            "sub",
+            "/sub",
+            "h1",
+            "/h1",
+            "h2",
+            "/h2",
+            "p",
+            "/p",
+            "pre",
+            "/pre",
+            "div",
+            "/div",
+            "span",
+            "/span",
+            "/body",
+            "/html",
+        )
     }
+
+
+def test_the_page_shows_weights_documents_and_what_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: str
+) -> None:
+    page = tmp_path / "page.html"
+    said(capsys, "preview", "--html", str(page), "--packed", "--packing", "--rows", "1", *options(rows))
+    text = page.read_text()
+    assert text.count('<span class="t">d<sub>×0.5</sub></span><span class="t s">&lt;|im_end|&gt;<sub>×0.5</sub>') == 3
+    assert text.count(", row ") == 3
+    assert "Sequence 1: 93 tokens, 6 trained" in text
+
+
+def test_a_terminal_sees_what_trains_by_colour(
+    capsys: pytest.CaptureFixture[str], rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop token too: it is the commonest thing not to."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = said(capsys, "preview", "--rows", "1", *options(rows))
+    assert "\x1b[1;32md<|im_end|>\x1b[0m×0.5" in text
+    assert "\x1b[36m<|im_start|>\x1b[0m\x1b[2massistant\x1b[0m" in text
 
 
 def test_control_characters_of_rows_do_not_reach_the_terminal(
@@ -132,8 +175,8 @@ def test_a_stream_is_looked_at_by_its_first_window(
     assert "streamed: all figures are of the first window, 2 rows, and an epoch is a pass over those" in text
     figures = json.loads(said(capsys, "stats", "--format", "json", *streamed))
     assert (figures["streamed"], figures["rows"], figures["cached"]) == (True, 2, False)
-    lines = said(capsys, "preview", "--format", "json", *streamed).splitlines()
-    assert [json.loads(line)["row"] for line in lines] == [[1], [2]]
+    text = said(capsys, "preview", *streamed)
+    assert re.findall(r"row (\d)", text) == ["1", "2"]
     assert said(capsys, "stats", "--streaming", *options(rows), code=2).startswith(
         "error: data.streaming: a stream has no known end, and train.max_steps is not set"
     )

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 ROWS = 3
 LEGEND = "<<trained>>, not trained, !!straddles the beginning of what trains: not trained!!"
-COLOUR_LEGEND = (("trained", "bold green"), ("not trained", "dim"), ("special token", "cyan"), ("straddles", "red"))
+COLOUR_LEGEND = (
+    ("trained", "bold green"),
+    ("not trained", "dim"),
+    ("special token, not trained", "cyan"),
+    ("straddles", "red"),
+)
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
 CONTROL_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -121,14 +126,19 @@ def _lines(previews: tuple[Preview, ...], *, colour: bool) -> Iterator[str]:
             runs = list(group)
             origin = each.documents[document]
             yield styled(f"-- {origin.source}, row {origin.row}", "dim", colour=colour)
-            yield ("".join(map(_coloured, runs)) if colour else _plain(runs)).rstrip("\n")
+            yield (_coloured(runs) if colour else _plain(runs)).rstrip("\n")
 
 
-def _coloured(run: Run) -> str:
-    kind = "red" if run.straddles else "cyan" if run.special else "green" if run.trained else "dim"
-    style = f"bold {kind}" if run.trained else kind
-    text = "\n".join(styled(line, style, colour=True) for line in _safe(run.text).split("\n"))
-    return text + _weight(run.trained, run.weight)
+def _coloured(runs: Iterable[Run]) -> str:
+    parts = []
+    for (style, weight), alike in groupby(runs, key=lambda run: (_style(run), _weight(run.trained, run.weight))):
+        text = "".join(_safe(run.text) for run in alike)
+        parts.append("\n".join(styled(line, style, colour=True) for line in text.split("\n")) + weight)
+    return "".join(parts)
+
+
+def _style(run: Run) -> str:
+    return "red" if run.straddles else "bold green" if run.trained else "cyan" if run.special else "dim"
 
 
 def _plain(runs: Iterable[Run]) -> str:

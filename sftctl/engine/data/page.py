@@ -1,7 +1,7 @@
 """Previews as one HTML page that needs nothing else. Everything that comes from data or configuration is escaped.
 
-Trained text is green (the deeper the heavier), the rest grey; special tokens have a border, tokens across a span's
-beginning are red, and each document of a packed row begins with a rule.
+Trained text is green, with its weight where that is not 1, the rest grey; special tokens have a border, tokens
+across a span's beginning are red, and each document of a packed row begins with a rule.
 """
 
 from __future__ import annotations
@@ -55,5 +55,5 @@ def _run(run: Run) -> str:
     kinds = [kind for kind, is_so in (("t", run.trained), ("s", run.special), ("x", run.straddles)) if is_so]
     if not kinds:
         return escape(run.text)
-    weight = f' title="weight {run.weight:g}"' if run.trained and run.weight != 1 else ""
-    return f'<span class="{" ".join(kinds)}"{weight}>{escape(run.text)}</span>'
+    weight = f"<sub>×{run.weight:g}</sub>" if run.trained and run.weight != 1 else ""
+    return f'<span class="{" ".join(kinds)}">{escape(run.text)}{weight}</span>'

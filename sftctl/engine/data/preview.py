@@ -70,8 +70,6 @@ class Preview:
             "weight": [token.weight for token in self.tokens],
             "document": [token.document for token in self.tokens],
             "text": self.text,
-            "source": [origin.source for origin in self.documents],
-            "row": [origin.row for origin in self.documents],
         }
 
 
