@@ -169,7 +169,7 @@ def _read_json_whole(path: Path, stream: IO[bytes]) -> Iterator[Line]:
     try:
         value = json.loads(stream.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        yield Line(file, error.lineno, None, f"not JSON: {error.msg} at column {error.colno}", 1)
+        yield Line(file, error.lineno, None, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", 1)
         return
     except UnicodeDecodeError as error:
         yield Line(file, None, None, f"not UTF-8: {error.reason} at byte {error.start}", 1)
@@ -192,7 +192,7 @@ def _read_json_lines(path: Path, stream: IO[bytes], after: int, line: int) -> It
         try:
             value = json.loads(raw)
         except json.JSONDecodeError as error:
-            yield Line(file, number, None, f"not JSON: {error.msg} at column {error.colno}", after)
+            yield Line(file, number, None, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", after)
         except UnicodeDecodeError as error:
             yield Line(file, number, None, f"not UTF-8: {error.reason} at byte {error.start} of the line", after)
         except (ValueError, RecursionError) as error:  # a number of too many digits, a list in a list in a list …

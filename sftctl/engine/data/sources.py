@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import re
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,8 @@ from sftctl.engine.data.hub import open_with_datasets
 from sftctl.engine.data.origin import OpenSource, Place, Source, parse_split, refusal
 from sftctl.engine.data.readers import READERS, Line, kind_of
 
+UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zlib.error)
+"""What gzip, pyarrow and the system raise where a file is not what it should be."""
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -48,20 +51,25 @@ def open_source(source: Source, *, where: str, memo_dir: Path | None = None, str
         )  # fmt: skip
     files = _files_of_split(files, split, source, where)
     _check_kinds(files, source, where)
-    readers = [READERS[kind_of(file) or ""] for file in files]
+
+    def read(number: int, start: int = 0, line: int = 0) -> Iterator[Line]:
+        try:
+            yield from READERS[kind_of(files[number]) or ""](files[number], start, line)
+        except UNREADABLE as error:
+            reason = f"{files[number]} cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+            raise refusal(where, source, reason, help="is it whole, and what its name says it is?") from error
 
     def lines() -> Iterator[Line]:
-        rows: Iterator[Line] = (line for file, read in zip(files, readers, strict=True) for line in read(file, 0, 0))
+        rows: Iterator[Line] = (line for number in range(len(files)) for line in read(number))
         if part is not None:
-            count = sum(1 for file, read in zip(files, readers, strict=True) for _ in read(file, 0, 0))
-            rows = islice(rows, *part.bounds(count))
+            rows = islice(rows, *part.bounds(sum(1 for number in range(len(files)) for _ in read(number))))
         return islice(rows, source.limit)
 
     def walk(place: Place) -> Iterator[tuple[Line, Place]]:
         row = place.row
         for number in range(place.file, len(files)):
             start, line = (place.offset, place.line) if number == place.file else (0, 0)
-            for each in readers[number](files[number], start, line):
+            for each in read(number, start, line):
                 if row == source.limit:
                     return
                 row += 1

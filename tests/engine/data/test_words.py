@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -14,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, tra
 
 from sftctl.engine.data import words
 from sftctl.engine.data.tokens import Encoder, _parts
-from sftctl.engine.data.words import WordTable, ascii_pattern, word_table
+from sftctl.engine.data.words import WordTable, known_pattern, word_table
 from tests.engine.data.conftest import CORPUS, chat_tokenizer
 
 LLAMA3 = "|".join(
@@ -71,7 +73,8 @@ PIECES = [
     *("the", " dog", "It's", "THEY'LL", "'D", "12345", "7", "  ", "\n", "\n\n", " \r\n", "\t", "!!", "…", "é", " 日本"),
     *("<|im_end|>", "<|im_", "<think>", "a_b", "$1,000.5", "\x00", "\x1f", "\x7f", "\x0b\x0c", "aB", "AbC"),
 ]
-TEXT = st.lists(st.sampled_from(PIECES) | st.text(st.characters(codec="ascii"), max_size=6), max_size=12).map("".join)
+LETTERS = st.characters(codec="ascii") | st.sampled_from("éÉßµªº²½×’“”–…€¿\xad\u2028\xa0\x85")
+TEXT = st.lists(st.sampled_from(PIECES) | st.text(LETTERS, max_size=6), max_size=12).map("".join)
 
 
 @pytest.mark.parametrize("name", SPLITTING)
@@ -126,9 +129,20 @@ def test_other_ways_of_splitting_have_no_table() -> None:
 
 
 def test_the_translation_of_a_pattern() -> None:
-    pattern = ascii_pattern(r"[^\s\p{L}\p{N}]+|\p{N}{1,3}")
+    pattern = known_pattern(r"[^\s\p{L}\p{N}]+|\p{N}{1,3}")
     assert pattern is not None
-    assert pattern.pattern == r"[^\sa-zA-Z0-9]+|[0-9]{1,3}"
+    letters, digits = "A-Z\xc0-\xd6\xd8-\xdea-z\xb5\xdf-\xf6\xf8-\xff\xaa\xba", "0-9\xb2\xb3\xb9\xbc-\xbe"
+    assert pattern.pattern == f"[^\\s{letters}{digits}]+|[{digits}]{{1,3}}"
+
+
+def test_the_kinds_of_known_characters_are_unicode_s() -> None:
+    known = [chr(code) for code in range(0x10000) if not words.UNKNOWN.match(chr(code))]
+    assert len(known) == 128 + 95 + 24 + 47 + 1
+    for name, letters in words.KNOWN_OF.items():
+        wanted = {"Letter": "L", "Number": "N"}.get(name, name)
+        found = [char for char in known if letters and re.match(f"[{letters}]", char)]
+        assert found == [char for char in known if unicodedata.category(char).startswith(wanted)], name
+    assert not any(char.isspace() and not char.isascii() for char in known)
 
 
 def test_a_table_that_disagrees_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
