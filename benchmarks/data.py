@@ -2,7 +2,7 @@
 
     python benchmarks/data.py --tokenizer DIR --rows FILE                             # ours alone
     python benchmarks/data.py --tokenizer DIR --rows FILE --peer /path/to/python      # an interpreter that has trl
-    python benchmarks/data.py --tokenizer DIR --rows FILE --memory 1000000            # peak memory by data set size
+    python benchmarks/data.py --tokenizer DIR --memory 1000000                        # peak memory by data set size
 
 FILE has a JSON object a line with `question` and `answer`; DIR is a folder (or Hub id) with a fast tokenizer and a
 chat template. Each side runs in a process of its own that stays alive; tasks go to ours and to the peer in turn, so
@@ -17,6 +17,10 @@ both see the same machine. The table holds medians over the rounds. Imports and 
 Ours is timed from the file on disk (read, rendered, tokenised, masked, proven, packed; no cache); the peer's
 `SFTTrainer._prepare_dataset` from rows that are already in memory as a `datasets.Dataset`, its cache off.
 `second start` is ours with the cache, the entry there already.
+
+`--memory ROWS` prepares a tenth of so many short, made-up conversations and then all of them, each in a process of its
+own: into the cache, packed; and as a stream, every window of one pass. The figure is the process's peak of resident
+memory, of which its libraries take a part that the first line shows.
 """
 
 from __future__ import annotations
@@ -120,6 +124,55 @@ def ours(task: Task) -> Measured:
         return timed(work)
 
 
+def ours_streamed(task: Task) -> Measured:
+    """Every window of one pass."""
+    from functools import partial
+
+    from sftctl.engine.data.origin import Source
+    from sftctl.engine.data.packing import pack
+    from sftctl.engine.data.stream import open_stream
+
+    tokenizer = _tokenizer(task)
+
+    def work() -> tuple[int, int]:
+        stream = open_stream(
+            [Source(task.rows, columns={"user": "question", "assistant": "answer"})],
+            tokenizer=tokenizer,
+            max_length=MAX_LENGTH,
+            truncation_mode="keep_start",
+            completion_only_loss=None,
+            assistant_only_loss=True,
+            last_turn_only_loss=False,
+            dataset_text_field="text",
+            mixing="concat",
+            stopping_strategy="first_exhausted",
+            seed=0,
+            dataset_num_proc=None,
+            on_bad_row="error",
+            on_mask_problem="error",
+            lay=partial(pack, max_length=MAX_LENGTH, strategy="bfd"),
+            batches={"batch_size": 8, "accumulation": 1, "world_size": 1},
+            shuffle=True,
+            end_step=10**9,
+        )
+        window = stream.window
+        while not window.ends_pass:
+            window = stream.window_at(window.end_step)
+        (ledger,) = window.ledger.sources
+        return ledger.tokens, ledger.trained_tokens
+
+    return timed(work)
+
+
+def nothing(task: Task) -> Measured:
+    """The libraries and the tokenizer alone."""
+    from sftctl.engine.data import stream
+
+    assert stream
+    _tokenizer(task)
+    return timed(lambda: (0, 0))
+
+
 def peer(task: Task) -> Measured:
     import datasets
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -168,19 +221,21 @@ def _tokenizer(task: Task) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(task.tokenizer)
-    if task.kind == "assistant":
+    if task.kind != "messages" and task.kind != "completion":
         tokenizer.chat_template = TAGGED
     return tokenizer
 
 
 SIDES: dict[str, Callable[[Task], Measured]] = {"ours": ours, "peer": peer}
+MEMORY: dict[str, Callable[[Task], Measured]] = {"nothing": nothing, "whole": ours, "streamed": ours_streamed}
 
 
 def serve(side: str) -> None:
     """Answer each task on standard input with a line of JSON; whatever libraries print goes to standard error."""
     answers, sys.stdout = sys.stdout, sys.stderr
+    work = {**SIDES, **MEMORY}[side]
     for line in sys.stdin:
-        print(json.dumps(asdict(SIDES[side](Task(**json.loads(line))))), file=answers, flush=True)
+        print(json.dumps(asdict(work(Task(**json.loads(line))))), file=answers, flush=True)
 
 
 class Side:
@@ -270,19 +325,24 @@ def _key(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def memory(arguments: argparse.Namespace) -> str:
-    """Peak memory of a process that prepares a tenth of the rows, and of one that prepares them all."""
-    lines = ["| rows | s | peak MB |", "|---|---|---|"]
-    source = Path(arguments.rows).read_text(encoding="utf-8").splitlines(keepends=True)
-    for rows in (arguments.memory // 10, arguments.memory):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rows.jsonl"
+    """Peak memory of processes that prepare, or stream, a tenth of the rows and all of them."""
+    lines = ["| | rows | tokens | s | peak MB |", "|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in (arguments.memory // 10, arguments.memory):
+            path = Path(folder) / f"{rows}.jsonl"
             with path.open("w", encoding="utf-8") as stream:
-                for number in range(rows):
-                    stream.write(source[number % len(source)])
-            task = Task("assistant", True, str(path), arguments.tokenizer, str(Path(folder) / "cache"))
-            with contextlib.closing(Side("ours", sys.executable)) as side:
-                measured = side.measure(task)
-        lines.append(f"| {rows:,} | {measured.seconds:.0f} | {measured.peak_megabytes:.0f} |")
+                for n in range(rows):
+                    row = {"question": f"What is {n} and {n % 77}?", "answer": f"It is {n + n % 77}."}
+                    stream.write(json.dumps(row) + "\n")
+            for name in MEMORY:
+                if name == "nothing" and rows == arguments.memory:
+                    continue
+                cache = str(Path(folder) / f"cache-{rows}")
+                with contextlib.closing(Side(name, sys.executable)) as side:
+                    measured = side.measure(Task("assistant", True, str(path), arguments.tokenizer, cache))
+                count, tokens = (rows, measured.num_tokens) if name != "nothing" else (0, 0)
+                figures = f"{count:,} | {tokens:,} | {measured.seconds:.1f} | {measured.peak_megabytes:.0f}"
+                lines.append(f"| {name} | {figures} |")
     return "\n".join(lines)
 
 
@@ -306,16 +366,16 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="folder or Hub id of a tokenizer with a chat template")
     parser.add_argument("--memory", type=int, metavar="ROWS", help="measure peak memory at this many rows instead")
     parser.add_argument("--json", type=Path, help="write the records here too")
-    parser.add_argument("--serve", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=sorted({**SIDES, **MEMORY}), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve)
         return
-    if not (arguments.rows and arguments.tokenizer):
-        parser.error("--rows and --tokenizer say what to prepare")
-    if arguments.memory:
+    if arguments.memory and arguments.tokenizer:
         print(memory(arguments), machine(None), sep="\n\n")
         return
+    if not (arguments.rows and arguments.tokenizer):
+        parser.error("--rows and --tokenizer say what to prepare")
     cache = tempfile.mkdtemp()
     todo = [Task(kind, packing, arguments.rows, arguments.tokenizer) for packing in (False, True) for kind in KINDS]
     warm = Task("assistant", True, arguments.rows, arguments.tokenizer, cache)

@@ -14,7 +14,8 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -142,7 +143,7 @@ class Pipeline:
     def _in_threads(self, first: list[Numbered], rest: Iterator[list[Numbered]]) -> Iterator[Made]:
         assert self.settled is not None
         worker = Worker(self.settled.reading, self.settled.row_type, self._settings, self._kit)
-        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
+        with _pool(ThreadPoolExecutor(1, thread_name_prefix="tokenise")) as pool:
             pending: Pending = worker.render(first, pool)
             for chunk in rest:
                 following = worker.render(chunk, pool)
@@ -155,7 +156,7 @@ class Pipeline:
         assert self.settled is not None
         state = (self.settled.reading, self.settled.row_type, self._settings, state_of(self._kit.tokenizer))
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._num_proc, context, _begin, state) as pool:
+        with _pool(ProcessPoolExecutor(self._num_proc, context, _begin, state)) as pool:
             waiting: deque[Future[Made]] = deque([pool.submit(_make, first)])
             for chunk in rest:
                 waiting.append(pool.submit(_make, chunk))
@@ -187,6 +188,15 @@ class Pipeline:
         place = "" if row.line.line is not None else f"row {row.number}: "
         origin = Origin("data", row.line.file, row.line.line)
         return Problem(self._opened.where, f"{place}{row.reason}", origin, HELP[row.kind])
+
+
+@contextmanager
+def _pool(pool: Executor) -> Iterator[Executor]:
+    """A pool that is let go of and not waited for: a generator that nobody reads on may be closed in any thread."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _chunks(lines: Iterator[Numbered]) -> Iterator[list[Numbered]]:
