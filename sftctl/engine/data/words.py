@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
@@ -24,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEW_CORES = 4
-MAX_WORDS = 2**20
+MAX_WORDS = 2**17
+"""About 30 MB; then it begins anew: rows of ever new numbers would fill any table."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 UNKNOWN = re.compile("[^\x00-\x7f\xa1-\xff\u2010-\u2027\u2030-\u205e\u20ac]")
 UPPER, LOWER, DIGITS = "A-Z\xc0-\xd6\xd8-\xde", "a-z\xb5\xdf-\xf6\xf8-\xff", "0-9"
@@ -71,8 +73,7 @@ class WordTable(dict[str, int]):
 
     def _reset(self) -> None:
         self.clear()
-        self._longer: list[int] = []
-        self._lengths: list[int] = []
+        self._longer, self._lengths = array("i"), array("i")
         self._arrays: tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __missing__(self, word: str) -> int:
@@ -84,7 +85,7 @@ class WordTable(dict[str, int]):
         else:
             code = self._size + len(self._lengths)
             self._lengths.append(len(ids))
-            self._longer += ids
+            self._longer.extend(ids)
             self._arrays = None
         self[word] = code
         return code
@@ -128,8 +129,8 @@ class WordTable(dict[str, int]):
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Codes 5 9 6, of which 9 stands for ids 7 8: ids 5 7 8 6."""
         if self._arrays is None:
-            lengths = np.concatenate([np.ones(self._size, np.int64), np.array(self._lengths, np.int64)])
-            flat = np.concatenate([np.arange(self._size), np.array(self._longer, np.int64)]).astype(np.int32)
+            lengths = np.concatenate([np.ones(self._size, np.int64), np.frombuffer(self._lengths, np.intc)])
+            flat = np.concatenate([np.arange(self._size, dtype=np.int32), np.frombuffer(self._longer, np.intc)])
             self._arrays = flat, np.cumsum(lengths) - lengths, lengths
         flat, starts, lengths = self._arrays
         counts = lengths[codes]
