@@ -332,7 +332,7 @@ def memory(arguments: argparse.Namespace) -> str:
             path = Path(folder) / f"{rows}.jsonl"
             with path.open("w", encoding="utf-8") as stream:
                 for n in range(rows):
-                    row = {"question": f"What is {n} and {n % 77}?", "answer": f"It is {n + n % 77}."}
+                    row = {"question": f"What is {n % 997} and {n % 77}?", "answer": f"It is {n % 997 + n % 77}."}
                     stream.write(json.dumps(row) + "\n")
             for name in MEMORY:
                 if name == "nothing" and rows == arguments.memory:
