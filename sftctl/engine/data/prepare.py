@@ -241,7 +241,7 @@ def _store_of(
 
 @contextmanager
 def _only_new_objects_collected() -> Iterator[None]:
-    """Python's collector passes over what is there already: with torch imported, a fifth of preparing GSM8K."""
+    """Python's collector passes over what is there already: with torch imported, up to a fifth of preparing GSM8K."""
     freezes = gc.get_freeze_count() == 0
     if freezes:
         gc.freeze()

@@ -14,8 +14,8 @@ Properties
 - Every process prepares every window and takes its share of the batches: the global batches do not depend on the
   number of processes.
 
-Trade-off: nothing is cached, and a window packs and shuffles less well than the whole: GSM8K's 16,384 first rows
-fill bins of 4,096 tokens to 99.9 %; what is far apart in a file never meets in a batch.
+Trade-off: nothing is cached; what is far apart in a file never meets in a batch; and a window packs by itself, which
+costs little: bins of 4,096 tokens are 99.4 % full over all of GSM8K, 99.1 % over half of it, 99.3 % over 1,024 rows.
 """
 
 from __future__ import annotations
