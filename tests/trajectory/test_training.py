@@ -105,6 +105,28 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_rows_to_evaluate_on_do_not_see_each_other_where_they_are_packed(
+    train: Callable[..., Path], rows: Path
+) -> None:
+    """Packed, padded and one by one: the same loss over the same targets."""
+    common = ["--max-steps=1", "--packing", "--set", f'data.eval_datasets=[{{path="{rows}"}}]', "--eval-steps=1"]
+    ways = {
+        "packed": ["--eval-packing"],
+        "padded": ["--no-eval-packing", "--no-padding-free"],
+        "alone": ["--no-eval-packing", "--per-device-eval-batch-size=1"],
+    }
+    found = {}
+    for name, options in ways.items():
+        run = train(*common, *options, name=name)
+        (record,) = [record for record in records(run) if "eval_loss" in record]
+        found[name] = record["eval_loss"], record["eval_num_trained_tokens"]
+        bins = json.loads((run / "data.json").read_text())["evaluation"]["bins"]
+        assert (bins < 24) == (name == "packed")
+    for loss, count in found.values():
+        assert loss == pytest.approx(found["alone"][0], rel=1e-5)
+        assert count == found["alone"][1]
+
+
 def test_a_finished_run_says_so(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = train("--max-steps=2")
     before = (run / "metrics.jsonl").read_bytes()
