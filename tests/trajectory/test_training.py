@@ -72,17 +72,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
 
     from sftctl.engine import driver
 
-    class StopAfterSeven:
-        def __init__(self) -> None:
-            self.received: str | None = None
-            self.asked = 0
-
-        def __enter__(self) -> StopAfterSeven:
-            return self
-
-        def __exit__(self, *error: object) -> None: ...
-
-    signals = StopAfterSeven()
+    signals = driver.StopSignals()
     log = driver.Course._log
 
     def log_and_stop(course: driver.Course, report: Any) -> None:
