@@ -149,6 +149,7 @@ def _dense(
         hidden = key > query if scores.window is None else (key > query) | (key <= query - scores.window)
         logits = logits.masked_fill(hidden, -math.inf)
     if attention_mask is not None:
+        attention_mask = attention_mask[..., -S:]  # a windowed layer's cache holds the last keys only
         added = attention_mask.dtype != torch.bool
         logits = logits + attention_mask if added else logits.masked_fill(~attention_mask, -math.inf)
     if sinks_H is not None:
