@@ -91,7 +91,7 @@ def _table(planned: RunPlan, *, colour: bool) -> Iterator[str]:
     if planned.change is None:
         yield "no change of batch, checkpointing, adapter or length is enough: take a smaller model or more devices"
     else:
-        yield f"the cheapest change that fits: {planned.change}"
+        yield f"the cheapest change that fits: {planned.change} in {size(planned.change.plan.total)}"
 
 
 def _as_data(planned: RunPlan) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Change:
     def __str__(self) -> str:
         settings = " and ".join(f"{path} = {show_value(value)}" for path, value in self.settings.items())
         effect = "trains the same" if self.same else "trains something else"
-        return f"set {settings}, which {effect} in {human_bytes(self.plan.total)}"
+        return f"set {settings}, which {effect}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def after_running_out(bundle: Bundle) -> tuple[str, str | None]:
     memory = device_memory(device)
     change = _cheapest(planner, min(memory, plan.total * 9 // 10))
     text = f"the plan has {parts}: {human_bytes(plan.total)} of {human_bytes(memory)}"
-    return text, None if change is None else str(change)
+    return text, None if change is None else f"{change} in {human_bytes(change.plan.total)}"
 
 
 def _cheapest(planner: Planner, memory: int) -> Change | None:

@@ -190,3 +190,17 @@ def test_a_dry_run_checks_and_leaves_nothing(config: Path, tmp_path: Path, capsy
     assert main(["train", str(config), f"--output-dir={tmp_path / 'runs'}", "--dry-run"]) == 0
     assert "20 steps" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_state_space_model_cannot_be_packed(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody wrote "mamba" on a list: its logits move when the document before changes."""
+    mamba = tmp_path / "mamba.toml"
+    text = config.read_text(encoding="utf-8")
+    start, end = text.index("[model.architecture]"), text.index("[[data.datasets]]")
+    sizes = '[model.architecture]\nmodel_type = "mamba"\nhidden_size = 32\nnum_hidden_layers = 2\nstate_size = 4\n\n'
+    mamba.write_text(text[:start] + sizes + text[end:], encoding="utf-8")
+    words = ["train", str(mamba), f"--output-dir={tmp_path}", "--max-steps=2"]
+    assert main([*words, "--packing", "--run-name=packed"]) == 2
+    assert "error: sft.packing: documents that share a row of this model see each other" in capsys.readouterr().err
+    assert not (tmp_path / "packed").exists()
+    assert main([*words, "--run-name=padded"]) == 0
