@@ -28,6 +28,7 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.processor: list[float] = []
         self.losses: list[float] = []
         self.tokens: list[int] = []
 
@@ -35,6 +36,7 @@ class Clock(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self.processor.append(time.process_time())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if "num_tokens" in logs and "loss" in logs:
@@ -99,6 +101,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "ends": clock.ends,
+        "processor": clock.processor,
         "losses": clock.losses,
         "tokens": clock.tokens,
         "trained": [sum(trainer.trained[: end + 1]) for end in range(len(trainer.trained))],
