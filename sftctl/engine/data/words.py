@@ -48,6 +48,7 @@ PROBES = (
     "“Où est l’été ?” – ½ café… €5 Ça va, ÉTÉ, it’s 3²",
     "I'm sure they'LL've 12345 apples,  and\n\n  3.14 (or so)!!\r\n\t x\n ",
     "a  b   c \n d\n\n\n e   ",
+    "\n\n½ x  ²\n\n7",
     "def f(x):\n\treturn x**2  # 'quoted' \"twice\"\n",
     "$1,000.50 == <<48/2=24>>24; http://a.b/c?d=e&f",
 )
@@ -159,7 +160,8 @@ def _pattern(step: Mapping[str, Any]) -> re.Pattern[str] | str | None:
     if step["type"] == "ByteLevel":
         return known_pattern(GPT2) if step.get("use_regex", True) else ""
     if step["type"] == "Digits":
-        return re.compile(r"[0-9]|[^0-9]+" if step.get("individual_digits") else r"[0-9]+|[^0-9]+")
+        numeric = KNOWN_OF["N"]  # not decimals alone: Rust's is_numeric, which takes ½ too
+        return re.compile(f"[{numeric}]{'' if step.get('individual_digits') else '+'}|[^{numeric}]+")
     if step["type"] == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
         text = step["pattern"].get("Regex")
         return known_pattern(text) if text is not None else None

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -79,6 +79,7 @@ TEXT = st.lists(st.sampled_from(PIECES) | st.text(LETTERS, max_size=6), max_size
 
 @pytest.mark.parametrize("name", SPLITTING)
 @given(texts=st.lists(TEXT, max_size=4))
+@example(texts=["\n\n½"])
 @settings(deadline=None, max_examples=150)
 def test_ids_by_table_are_those_of_the_tokenizer(name: str, texts: list[str]) -> None:
     made = backend(name)
