@@ -156,6 +156,7 @@ def read_class(cls: Any, path: str) -> Iterator[Leaf]:
             annotation=annotation,
             base=base,
             optional=optional,
+            # attrs types Factory as a function.
             default=field.default.factory() if isinstance(field.default, attrs.Factory) else field.default,  # type: ignore[arg-type]
             help=meta.get("help") or "",
             unit=meta.get("unit"),

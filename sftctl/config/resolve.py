@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from sftctl.config import convert, layers, registry, rules, shape
+from sftctl.config.facts import Facts
 from sftctl.config.layers import DEFAULT, Sayings
 from sftctl.config.leaves import ENV, Leaf, find, leaves
 from sftctl.config.schema import Bundle
@@ -52,7 +53,7 @@ class Resolved:
     bundle: Bundle
     nodes: Mapping[str, Node]
     notes: tuple[Problem, ...]
-    facts: rules.Facts = attrs.field(eq=False, repr=False)
+    facts: Facts = attrs.field(eq=False, repr=False)
 
     @property
     def digest(self) -> str:
@@ -112,7 +113,7 @@ def _build(sayings: Sayings, problems: list[Problem], order: Sequence[str]) -> R
     ranks = {path: said[-1].rank for path, said in sayings.items()}
     if bundle is None:
         raise ConfigError(*_sorted(problems, order))
-    facts = rules.Facts(bundle, items, ranks)
+    facts = Facts(bundle, items, ranks)
     errors, notes = rules.check(facts)
     problems += errors
     if problems:

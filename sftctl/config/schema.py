@@ -409,6 +409,6 @@ def _refuse_change(self: object, name: str, value: object = None) -> None:
 
 for _cls in (Bundle, Dataset, *BUILT_IN_GROUPS.values()):
     _cls.__setattr__ = _refuse_change  # type: ignore[method-assign]  # attrs refuses too, in fewer words
-    _cls.__delattr__ = _refuse_change  # type: ignore[method-assign, assignment]
+    _cls.__delattr__ = _refuse_change  # type: ignore[method-assign, assignment]  # the same
 
 __all__ = ["BUILT_IN_GROUPS", "Bundle", "Dataset", "leaf"]

@@ -51,7 +51,7 @@ def mask(value: Any, path: Sequence[str | int]) -> Any:
     if is_secret(path):
         return value if value is None else MASK
     if isinstance(value, Mapping):
-        return type(value)({key: mask(each, (*path, key)) for key, each in value.items()})  # type: ignore[call-arg]
+        return type(value)({key: mask(each, (*path, key)) for key, each in value.items()})  # type: ignore[call-arg]  # a dict, or our Table
     if isinstance(value, (list, tuple)):
         return type(value)(mask(each, (*path, index)) for index, each in enumerate(value))
     return value

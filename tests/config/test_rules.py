@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sftctl.config import rules
+from sftctl.config import conflicts, rules
 from sftctl.config.leaves import find, leaves
 from sftctl.config.resolve import resolve
 from sftctl.errors import ConfigError
@@ -140,5 +140,5 @@ def test_contradictions(overrides: dict[str, Any], path: str) -> None:
 def test_every_path_of_a_rule_is_a_leaf() -> None:
     for rule in rules.INERT:
         assert all(find(path) for path in (*rule.paths, rule.switch))
-    for conflict in rules.CONFLICTS:
+    for conflict in conflicts.CONFLICTS:
         assert all(find(path) for path in conflict.paths)

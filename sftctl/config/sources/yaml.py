@@ -61,7 +61,7 @@ def _compose(text: str) -> Any:
     # PyYAML built without libyaml has no C loader: the same, slower.
     Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
-    class Composer(Loader):  # type: ignore[misc]
+    class Composer(Loader):  # type: ignore[misc]  # one of two classes
         def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
             return _IMPLICIT
 
