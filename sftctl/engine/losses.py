@@ -69,7 +69,7 @@ class LossSums:
 
     `loss` is a scalar in the graph, float32 (float64 for float64). `num_correct` and `entropy` (nats) are
     detached scalars of the same dtype. A target that shares the largest logit with k - 1 others counts 1/k.
-    `router_aux` is what `router_aux_loss` gives, in the graph and no part of `loss`.
+    `router_aux` is what `balancing.router_aux_loss` gives, in the graph and no part of `loss`.
     """
 
     loss: Tensor
@@ -171,38 +171,6 @@ def logits_loss(
         largest_SV = logits_SV == logits_SV.amax(1, keepdim=True)
         num_correct = (largest_SV.gather(1, labels_S1).squeeze(1) / largest_SV.sum(1)).sum()
     return LossSums((weights_S * -target_S).sum(), num_correct, entropy, len(labels_S1))
-
-
-class Router(Protocol):
-    """How a mixture of experts routes, and Transformers' own function that rates the balance."""
-
-    @property
-    def load_balancing_loss(self) -> Callable[..., Tensor]: ...
-    @property
-    def num_experts(self) -> int: ...
-    @property
-    def top_k(self) -> int: ...
-
-
-def router_aux_loss(
-    router_logits: tuple[Tensor, ...],
-    router: Router,
-    *,
-    count: int,
-    token_mask_BL: Tensor | None = None,
-) -> Tensor:
-    """The auxiliary loss of a mixture of experts as a sum, times its coefficient an addend of `LossSums.loss`.
-
-    `router_logits` are the backbone's, [T, E] for each layer; `token_mask_BL` is 1 where there is no padding.
-    Transformers' function is a mean over the tokens it sees (E · Σ_e f_e · P_e, Switch Transformer, arXiv
-    2101.03961, eq. 4), so it is multiplied by `count`, the supervised tokens of the micro-batch: after the
-    division by N the micro-batches' values stand in a mean weighted by supervised tokens, and a rank without any
-    adds nothing. How the rows of one micro-batch are laid out (padded, flat, packed) changes nothing, since it
-    sees the same tokens. f_e · P_e is a product of means, so another cut into micro-batches gives exactly the same
-    value only where they route alike; the function allows no more.
-    """
-    aux = router.load_balancing_loss(router_logits, router.num_experts, router.top_k, token_mask_BL)
-    return aux * count
 
 
 def _make_plan(

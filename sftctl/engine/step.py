@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sftctl.engine.balancing import Router, router_aux_loss
 from sftctl.engine.distributed import Ranks
-from sftctl.engine.losses import GradSink, LossSums, Router, linear_cross_entropy, logits_loss, router_aux_loss
+from sftctl.engine.losses import GradSink, LossSums, linear_cross_entropy, logits_loss
 from sftctl.engine.model.attention import forward_kwargs
 from sftctl.engine.model.head import Head
 from sftctl.engine.optim import clip_gradients, gradient_norm, set_learning_rate

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sftctl.engine.losses import linear_cross_entropy, router_aux_loss
+from sftctl.engine.balancing import router_aux_loss
+from sftctl.engine.losses import linear_cross_entropy
 from sftctl.engine.model.head import (
     Head,
     evaluation_mode,
