@@ -11,12 +11,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from sftctl.engine.signals import handed_on
 from sftctl.errors import Interrupted, SftctlError
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ def run_apart(train: Train) -> Ended:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    with _signals_of() as children, os.fdopen(reading, encoding="utf-8") as stream:
+    children: list[int] = []
+    with handed_on(lambda: children), os.fdopen(reading, encoding="utf-8") as stream:
         child = os.fork()
         if child == 0:
             _be_the_child(train, writing)
@@ -97,22 +97,3 @@ def _first_clause(error: SftctlError) -> str:
     """What went wrong, short enough for a table: the whole of it was just written."""
     message = error.problems[0].message if error.problems else str(error)
     return message.partition("\n")[0].partition("; ")[0]
-
-
-@contextmanager
-def _signals_of() -> Iterator[list[int]]:
-    """While children run: Ctrl-C reaches them by themselves and is ignored here, SIGTERM is handed on."""
-    children: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        for child in children:
-            os.kill(child, number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, hand_on)
-    try:
-        yield children
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -18,14 +18,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from sftctl.config.schema import Distributed
+from sftctl.engine.signals import handed_on
 from sftctl.errors import Interrupted, Problem, SftctlError, TrainingError
 
 Result = TypeVar("Result")
@@ -98,7 +97,7 @@ def _launch(distributed: Distributed, work: Callable[[], Result], folder: Path) 
     )
     sys.stdout.flush()
     sys.stderr.flush()
-    with _signals_to_ranks() as received:
+    with handed_on(_ranks_here) as received:
         try:
             ended: dict[int, _Ended] = elastic_launch(config, _rank)(work, str(folder))
         except ChildFailedError as failed:
@@ -117,25 +116,8 @@ def _start_method() -> str:
     return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 
 
-@contextmanager
-def _signals_to_ranks() -> Iterator[list[int]]:
-    """Inside, SIGTERM goes to the ranks and Ctrl-C, which a terminal sends to all, is theirs. Gives what came."""
-    received: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, hand_on)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _ranks_here() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
 
 
 def _error_of(folder: Path, codes: dict[int, int], received: list[int]) -> BaseException:

@@ -6,9 +6,10 @@ library may swallow a KeyboardInterrupt that hits it in a callback, and the run 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
@@ -54,3 +55,27 @@ class StopSignals:
         is_first, self.received = self.received is None, self.received or signal.Signals(number).name
         if not self._is_deferred or (number == signal.SIGINT and not is_first):
             raise KeyboardInterrupt
+
+
+@contextmanager
+def handed_on(children: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
+    """Inside, SIGTERM goes to the processes `children()`; Ctrl-C, which a terminal sends to all, is theirs alone.
+
+    Gives the signals that came.
+    """
+    received: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for child in children():
+            os.kill(child, number)
+
+    # SIGQUIT because torch's launcher sets a handler of its own and leaves it.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
