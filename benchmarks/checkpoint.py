@@ -24,9 +24,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,10 +101,10 @@ def timed(into: dict[str, list[float]], name: str) -> Iterator[None]:
 
 def measure(folder: Path, state: TrainingState, rounds: int) -> dict[str, list[float]]:
     alone = Ranks(0, 1, torch.device("cpu"))
-    make: Callable[[bool], Checkpointer] = lambda async_save: Checkpointer(  # noqa: E731
-        folder / "checkpoints", state, ranks=alone, settings={}, identity={}, async_save=async_save, save_total_limit=1
+    make = partial(
+        Checkpointer, folder / "checkpoints", state, ranks=alone, settings={}, identity={}, save_total_limit=1
     )
-    plain, threaded = make(False), make(True)
+    plain, threaded = make(async_save=False), make(async_save=True)
     num_bytes = sum(tensor.nbytes for tensor in tensors_of(state).values())
     data = torch.randint(0, 255, (num_bytes,), dtype=torch.uint8).numpy().data
     seconds: dict[str, list[float]] = {}

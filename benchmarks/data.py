@@ -37,11 +37,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from sides import Side, serve, sides
 
 MAX_LENGTH = 1024
 KINDS = ("messages", "assistant", "completion")
@@ -230,65 +233,24 @@ SIDES: dict[str, Callable[[Task], Measured]] = {"ours": ours, "peer": peer}
 MEMORY: dict[str, Callable[[Task], Measured]] = {"nothing": nothing, "whole": ours, "streamed": ours_streamed}
 
 
-def serve(side: str) -> None:
-    """Answer each task on standard input with a line of JSON; whatever libraries print goes to standard error."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    work = {**SIDES, **MEMORY}[side]
-    for line in sys.stdin:
-        print(json.dumps(asdict(work(Task(**json.loads(line))))), file=answers, flush=True)
+def answer(side: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict({**SIDES, **MEMORY}[side](Task(**task)))
 
 
-class Side:
-    """A process that measures tasks."""
-
-    def __init__(self, name: str, python: str) -> None:
-        self.name = name
-        quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-        self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--serve", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **quiet},
-        )
-
-    def measure(self, task: Task) -> Measured:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(asdict(task)), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"the process of {self.name} ended without an answer; its errors are above")
-        return Measured(**json.loads(answer))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def sides(peer_python: str | None) -> Iterator[dict[str, Side]]:
-    running = {"ours": Side("ours", sys.executable)}
-    if peer_python:
-        running["peer"] = Side("peer", peer_python)
-    try:
-        yield running
-    finally:
-        for side in running.values():
-            side.close()
+def measure(side: Side, task: Task) -> Measured:
+    return Measured(**side.ask(asdict(task)))
 
 
 def compare(todo: list[Task], *, peer_python: str | None, rounds: int) -> list[dict[str, Any]]:
     """A record for each task and side: medians over the rounds, after one round to warm up."""
     results: dict[tuple[Task, str], list[Measured]] = {}
-    with sides(peer_python) as running:
+    with sides(peer_python, script=__file__, environment={}) as running:
         for number in range(rounds + 1):
             for task in todo[:1] if number == 0 else todo:
                 for name, side in running.items():
                     if task.cache is not None and name == "peer":
                         continue
-                    measured = side.measure(task)
+                    measured = measure(side, task)
                     if number:
                         results.setdefault((task, name), []).append(measured)
     return [
@@ -338,8 +300,9 @@ def memory(arguments: argparse.Namespace) -> str:
                 if name == "nothing" and rows == arguments.memory:
                     continue
                 cache = str(Path(folder) / f"cache-{rows}")
-                with contextlib.closing(Side(name, sys.executable)) as side:
-                    measured = side.measure(Task("assistant", True, str(path), arguments.tokenizer, cache))
+                process = Side(name, sys.executable, script=__file__, environment={})
+                with contextlib.closing(process) as side:
+                    measured = measure(side, Task("assistant", True, str(path), arguments.tokenizer, cache))
                 count, tokens = (rows, measured.num_tokens) if name != "nothing" else (0, 0)
                 figures = f"{count:,} | {tokens:,} | {measured.seconds:.1f} | {measured.peak_megabytes:.0f}"
                 lines.append(f"| {name} | {figures} |")
@@ -369,7 +332,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=sorted({**SIDES, **MEMORY}), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve)
+        serve(partial(answer, arguments.serve))
         return
     if arguments.memory and arguments.tokenizer:
         print(memory(arguments), machine(None), sep="\n\n")

@@ -20,21 +20,21 @@ which other work on the machine disturbs less. Imports are not timed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sides import serve, sides
 
 BATCH_SIZE = 8
 MAX_LENGTHS = (4096, 16384)
@@ -80,12 +80,13 @@ class Flat:
     """Token ids and labels of all samples in two flat arrays: the in-memory form of a prepared store."""
 
     def __init__(self, lengths: Any) -> None:
+        self.lengths = lengths
         self.begins = np.cumsum(lengths, dtype=np.int64) - lengths
         self.input_ids = np.random.default_rng(1).integers(0, 50_000, int(lengths.sum()), dtype=np.int32)
         self.labels = self.input_ids.copy()
 
     def sample(self, index: int, /) -> Any:
-        raise NotImplementedError("collate takes the bulk path")
+        return self.gather(np.array([index]), np.array([0]), self.lengths[index : index + 1])
 
     def gather(self, sample: Any, start: Any, length: Any, /) -> Any:
         from sftctl.records import Sample
@@ -198,51 +199,11 @@ SIDES: dict[str, dict[str, Callable[[Task], Measured]]] = {
 }
 
 
-def serve(side: str) -> None:
-    """Answer each task on standard input with a line of JSON; whatever libraries print goes to standard error."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        task = Task(**json.loads(line))
-        print(json.dumps(asdict(SIDES[side][task.kind](task))), file=answers, flush=True)
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-class Side:
-    """A process that measures tasks."""
-
-    def __init__(self, name: str, python: str) -> None:
-        self.name = name
-        command = [python, str(Path(__file__).resolve()), "--serve", name]
-        quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **quiet, **threads}
-        )
-
-    def measure(self, task: Task) -> Measured:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(asdict(task)), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"the process of {self.name} ended without an answer; its errors are above")
-        return Measured(**json.loads(answer))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def sides(peer: str | None) -> Iterator[dict[str, Side]]:
-    running = {"ours": Side("ours", sys.executable)}
-    if peer:
-        running["peer"] = Side("peer", peer)
-    try:
-        yield running
-    finally:
-        for side in running.values():
-            side.close()
+def answer(side: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(SIDES[side][task["kind"]](Task(**task)))
 
 
 def tasks(arguments: argparse.Namespace) -> list[Task]:
@@ -258,14 +219,14 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
 def run(todo: list[Task], *, peer: str | None, rounds: int) -> list[dict[str, Any]]:
     """A record for each task and side: medians over the rounds, after one small task to warm up."""
     results: dict[tuple[Task, str], list[Measured]] = {}
-    with sides(peer) as running:
+    with sides(peer, script=__file__, environment=ONE_THREAD) as running:
         for kind in SIDES["ours"]:
             for side in running.values():
-                side.measure(Task(kind, "bfd", 1024, 500))
+                side.ask(asdict(Task(kind, "bfd", 1024, 500)))
         for _ in range(rounds):
             for task in todo:
                 for name, side in running.items():
-                    results.setdefault((task, name), []).append(side.measure(task))
+                    results.setdefault((task, name), []).append(Measured(**side.ask(asdict(task))))
     return [
         {
             **asdict(task),
@@ -342,7 +303,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=sorted(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve)
+        serve(partial(answer, arguments.serve))
         return
     records = run(tasks(arguments), peer=arguments.peer, rounds=arguments.rounds)
     print(table(records))
