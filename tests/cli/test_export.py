@@ -15,9 +15,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftctl.cli.app import main
-from sftctl.engine import publish
+from sftctl.engine import export, publish
 from sftctl.engine.model.loading import load_model
 from sftctl.engine.model.tokenizer import load_tokenizer
+from sftctl.runs.directory import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own use of it
 
@@ -95,6 +96,15 @@ def test_a_checkpoint_serves_where_there_is_no_final_model(folder: Path, tmp_pat
     """The two runs are the same to the last bit, so the last checkpoint is the final model."""
     from_checkpoint = exported(folder / "whole-checkpoints", tmp_path / "model")
     assert torch.equal(from_checkpoint, exported(folder / "whole", tmp_path / "final"))
+
+
+@pytest.mark.parametrize(("best", "taken"), [(2, 2), (None, 4), (3, 4)])  # step 3 was never kept
+def test_the_best_checkpoint_goes_before_the_newest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, best: int | None, taken: int
+) -> None:
+    monkeypatch.setattr(export, "read_manifest", lambda path: SimpleNamespace(content={"best_step": best}))
+    run = attach(folder / "whole-checkpoints")
+    assert export.source_of(run).name == f"step-{taken}"
 
 
 def test_another_dtype_is_written(folder: Path, tmp_path: Path) -> None:

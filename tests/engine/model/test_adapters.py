@@ -13,15 +13,8 @@ from sftctl.engine.model.adapters import Adapter, add_adapter, base_digest, chec
 from sftctl.engine.model.head import find_head, head_self_test
 from sftctl.engine.model.loading import load_model, meta_model
 from sftctl.errors import ModelError
+from tests.engine.model.tiny import TINY
 
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 LLAMA = {"name_or_path": None, "init": "random", "architecture": TINY, "vocab_size": 40}
 MIXTRAL = LLAMA | {"architecture": TINY | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}}
 LINEARS = "down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"

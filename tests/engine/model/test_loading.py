@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 
 from sftctl.engine.model.loading import load_model
-
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+from tests.engine.model.tiny import TINY
 
 
 def tiny(**changes):

@@ -15,15 +15,8 @@ from safetensors.torch import load_file, save_file
 from sftctl.engine.model.loading import load_model, meta_model
 from sftctl.engine.model.tokenizer import load_tokenizer
 from sftctl.errors import ModelError
+from tests.engine.model.tiny import TINY
 
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 WEIGHTS = "model.safetensors"
 Change = Callable[[dict[str, torch.Tensor]], Any]
 
