@@ -120,7 +120,7 @@ def install_completion(program: str) -> None:
     from typer.completion import install_callback
 
     with typer.Context(get_command(app), info_name=program) as ctx:
-        _leave_with(lambda: install_callback(ctx, None, True))  # type: ignore[arg-type]
+        _leave_with(lambda: install_callback(ctx, None, True))  # type: ignore[arg-type]  # it looks at no parameter
 
 
 def show_completion(program: str) -> None:
@@ -128,7 +128,7 @@ def show_completion(program: str) -> None:
     from typer.completion import show_callback
 
     with typer.Context(get_command(app), info_name=program) as ctx:
-        _leave_with(lambda: show_callback(ctx, None, True))  # type: ignore[arg-type]
+        _leave_with(lambda: show_callback(ctx, None, True))  # type: ignore[arg-type]  # it looks at no parameter
 
 
 def _leave_with(act: Any) -> int:

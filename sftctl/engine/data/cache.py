@@ -34,7 +34,7 @@ from sftctl.errors import DataError, Problem
 try:
     import fcntl
 except ImportError:  # Windows: entries are still whole or absent, but may be made twice
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module, where there is one
 
 CHECKED = "checked.json"
 LIBRARIES = ("tokenizers", "jinja2", "numpy")

@@ -165,6 +165,7 @@ def _roles(row: ChatRow, conversation: Conversation) -> tuple[tuple[int, int, in
     return tuple(sorted(found))
 
 
+# The key is the type of the argument, which no annotation of a dict can say.
 RENDER: dict[type, Callable[[Renderer, object], RenderedRow]] = {
     TextRow: Renderer.text,  # type: ignore[dict-item]
     PairRow: Renderer.pair,  # type: ignore[dict-item]
