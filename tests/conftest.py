@@ -1,6 +1,7 @@
 """Real disks with real faults: small in-memory file systems, mounted where the tests run as root."""
 
 import os
+import signal
 import subprocess
 
 import pytest
@@ -17,6 +18,16 @@ def _cache_of_its_own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hangs_up_as_in_a_terminal():
+    """Under nohup SIGHUP is ignored, here and in every program that a test starts; a handler is not inherited."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def _mount(folder, options):
