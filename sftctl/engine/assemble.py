@@ -18,6 +18,7 @@ import attrs
 import torch
 
 from sftctl.config.schema import Bundle
+from sftctl.engine import distributed
 from sftctl.engine.allocator import keep_freed_memory
 from sftctl.engine.assemble_model import load_model_of
 from sftctl.engine.assemble_rows import eval_packing, splits_of
@@ -34,7 +35,7 @@ from sftctl.engine.model.tokenizer import load_tokenizer
 from sftctl.engine.offloading import ActivationOffloading
 from sftctl.engine.optim import OPTIMIZERS, learning_rate_at, parameters_of
 from sftctl.engine.precision import Weights, resolve_precision
-from sftctl.engine.sharding import Sharded, resolve_strategy
+from sftctl.engine.sharding import Sharded, refuse_optimizer, resolve_strategy
 from sftctl.engine.splits import Split
 from sftctl.engine.step import TrainStep, forward_loss
 from sftctl.errors import ModelError, Problem
@@ -77,6 +78,15 @@ class Machine:
 
 
 # ---------------------------------------------------------------------- before the weights
+
+
+def ranks_of(bundle: Bundle) -> Ranks:
+    """Join the other processes of the run. Raises ConfigError for what cannot be spread over them."""
+    ranks = distributed.start()
+    refuse_optimizer(bundle.optim.optimizer, ranks.world_size)
+    if bundle.train.full_determinism:
+        distributed.make_deterministic()
+    return ranks
 
 
 def tokenizer_of(bundle: Bundle) -> Any:
@@ -321,4 +331,4 @@ def _stop_token_ids(inputs: Inputs, model: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in (inputs.tokenizer.eos_token_id, *listed) if i is not None))
 
 
-__all__ = ["Inputs", "Machine", "inputs_of", "machine_of", "tokenizer_of"]
+__all__ = ["Inputs", "Machine", "inputs_of", "machine_of", "ranks_of", "tokenizer_of"]

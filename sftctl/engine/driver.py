@@ -35,7 +35,6 @@ from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.planning import after_running_out
 from sftctl.engine.reporter import Reporter, Silent, Steady
-from sftctl.engine.sharding import refuse_optimizer
 from sftctl.engine.signals import StopSignals
 from sftctl.engine.training_state import TrainingState
 from sftctl.errors import ConfigError, Interrupted, Problem, RunError
@@ -79,10 +78,7 @@ def _train(
     dry_run: bool,
 ) -> RunResult | None:
     """One rank of a run."""
-    ranks = distributed.start()
-    refuse_optimizer(bundle.optim.optimizer, ranks.world_size)
-    if bundle.train.full_determinism:
-        distributed.make_deterministic()
+    ranks = assemble.ranks_of(bundle)
     reporter = reporter if reporter is not None and ranks.is_main else Silent()
     resolved = resolved or _resolved(bundle)
     missing = rules.ready(resolved.facts)

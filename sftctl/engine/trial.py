@@ -13,7 +13,6 @@ from sftctl.engine import assemble, distributed
 from sftctl.engine.assemble_model import without_dropout
 from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.offloading import ActivationOffloading
-from sftctl.engine.sharding import refuse_optimizer
 from sftctl.records import StepReport
 
 
@@ -36,10 +35,7 @@ def try_steps(bundle: Bundle, *, loss_chunk_size: int | None = None) -> Trial:
 
     Raises children of SftctlError, as a run does.
     """
-    ranks = distributed.start()
-    refuse_optimizer(bundle.optim.optimizer, ranks.world_size)
-    if bundle.train.full_determinism:
-        distributed.make_deterministic()
+    ranks = assemble.ranks_of(bundle)
     tokenizer = assemble.tokenizer_of(bundle)
     bundle, dropout = without_dropout(bundle, tokenizer)
     inputs = assemble.inputs_of(bundle, tokenizer, world_size=ranks.world_size)

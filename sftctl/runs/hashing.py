@@ -5,8 +5,7 @@ digest beside the file could be one: who can change the file can change its mani
 made the processor the limit (0.6 to 0.9 GB/s a core against 6 GB/s, measured on an AMD EPYC: a checkpoint of 1.6 GB
 was written at a third of the disk's rate and took two seconds of two cores from the training beside it).
 
-Pages are sent to the device every 256 MiB while writing goes on: one fsync of everything at the end took up to
-twice as long.
+Pages are sent to the device every 256 MiB while writing goes on, so that the last fsync has little left to do.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ module.set_gradient_checkpointing = wrong
         (["--only=sideways"], 2, "--only sideways: no such variant"),
         (["--learning-rate=fast"], 2, "optim.learning_rate"),
         (["--learning-rate=1e30", "--only=padded"], 1, "as configured: the loss is"),
+        (["--only=offloading", "--steps=1"], 1, "no variant could be compared: nothing is proven"),
     ],
 )
 def test_what_cannot_be_proven_is_said(verify, options, code, message):

@@ -93,7 +93,7 @@ def run(invocation: Invocation) -> int:
     with tempfile.TemporaryDirectory(prefix="sftctl-verify-") as folder:
         outcomes = list(_outcomes(bundle, planned, Path(folder), quiet=as_json))
     write(_as_json(outcomes, steps) if as_json else "\n".join(_as_lines(outcomes, steps)))
-    return DIFFERENT if any(each.verdict in ("DIFFERENT", "FAILED") for each in outcomes) else 0
+    return 0 if _compared_alike(outcomes) else DIFFERENT
 
 
 def _chosen(planned: Sequence[Variant], texts: Sequence[str]) -> list[Variant]:
@@ -209,9 +209,20 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     return (outcome.variant.name, loss, *figures, outcome.verdict)
 
 
+def _verdicts(outcomes: Sequence[Outcome]) -> list[str]:
+    return [each.verdict for each in outcomes if each.variant.against and not each.cannot]
+
+
+def _compared_alike(outcomes: Sequence[Outcome]) -> bool:
+    """Whether something was compared, and all of it is the same: nothing compared proves nothing."""
+    return set(_verdicts(outcomes)) == {"same"}
+
+
 def _verdict(outcomes: Sequence[Outcome]) -> str:
-    verdicts = [each.verdict for each in outcomes if each.variant.against and not each.cannot]
+    verdicts = _verdicts(outcomes)
     same = verdicts.count("same")
+    if not verdicts:
+        return "no variant could be compared: nothing is proven"
     if same == len(verdicts):
         return f"all {same} variants train the same"
     return (
