@@ -21,7 +21,6 @@ from sftctl.engine.losses import (
     even_chunk_size,
     linear_cross_entropy,
     logits_loss,
-    router_aux_loss,
 )
 from sftctl.records import IGNORE_INDEX
 
@@ -410,29 +409,6 @@ class TestBackward:
             sums = fused(make_problem(bias=True, weighted=True))
         assert sums.loss.requires_grad
         assert seen == []
-
-
-@dataclass
-class PlainRouter:
-    load_balancing_loss: Callable[..., Tensor]
-    num_experts: int = 4
-    top_k: int = 2
-
-
-def test_router_loss_is_a_sum_in_supervised_tokens() -> None:
-    """Two micro-batches that route alike give, over N, the value of the whole; the mask reaches the function."""
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # heavy: only here
-
-    router = PlainRouter(load_balancing_loss_func)
-    logits = (torch.randn(6, 4), torch.randn(6, 4))
-    doubled = tuple(torch.cat([layer, layer]) for layer in logits)
-    part = router_aux_loss(logits, router, count=5)
-    whole = router_aux_loss(doubled, router, count=10)
-    torch.testing.assert_close(part + part, whole)
-    torch.testing.assert_close(whole / 10, load_balancing_loss_func(logits, 4, 2))
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
-    masked = router_aux_loss(doubled, router, count=5, token_mask_BL=mask)
-    torch.testing.assert_close(masked, part)
 
 
 def test_schema_names_the_rows_of_the_table() -> None:
