@@ -168,7 +168,7 @@ def logits_loss(
         weights_S = weights_S * weights_T.reshape(-1)[kept_T]
     with torch.no_grad():
         entropy = -(log_probs_SV.exp() * log_probs_SV).sum()
-        largest_SV = logits_SV == logits_SV.amax(1, keepdim=True)
+        largest_SV = (logits_SV == logits_SV.amax(1, keepdim=True)).to(logits_SV.dtype)
         num_correct = (largest_SV.gather(1, labels_S1).squeeze(1) / largest_SV.sum(1)).sum()
     return LossSums((weights_S * -target_S).sum(), num_correct, entropy, len(labels_S1))
 

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -104,7 +104,7 @@ def reference(problem: Problem) -> LossSums:
     token_weights = torch.ones_like(nll) if problem.weights is None else problem.weights[kept]
     loss_weights = {"nll": torch.ones_like(nll), "dft": torch.exp(-nll).detach()}[problem.loss_type]
     probs = logits.softmax(-1)
-    largest = logits == logits.amax(-1, keepdim=True)
+    largest = (logits == logits.amax(-1, keepdim=True)).to(logits.dtype)
     correct = largest[torch.arange(len(targets)), targets] / largest.sum(-1)
     return LossSums(
         loss=(token_weights * loss_weights * nll).sum(),
@@ -155,8 +155,13 @@ random_problems = st.builds(
 )
 
 
+# A soft-cap that saturates: three logits share the largest value, and a third is counted.
+TIED = make_problem(16, 44, 24, supervised=1.0, softcap=1.0, scale=1.7)
+
+
 class TestAgainstWholeLogits:
     @given(random_problems, st.none() | st.integers(1, 45))
+    @example(TIED, None)
     @settings(deadline=None, max_examples=200)
     def test_fused(self, problem: Problem, chunk_size: int | None) -> None:
         """Whatever the shapes, mask, chunks, head and loss: the same sums and the same gradients."""
@@ -166,6 +171,7 @@ class TestAgainstWholeLogits:
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
     @given(random_problems)
+    @example(TIED)
     @settings(deadline=None, max_examples=50)
     def test_fallback(self, problem: Problem) -> None:
         """The loss from a model's own logits is the same loss."""
