@@ -30,16 +30,15 @@ from transformers import AttentionInterface
 
 from sftctl.engine.losses import head_bytes
 from sftctl.engine.model.attention import forward_kwargs
-from sftctl.engine.model.checkpointing import KEPT
+from sftctl.engine.model.checkpointing import KEPT, Mode
 from sftctl.engine.model.head import base_model
+from sftctl.engine.offloading import MIN_OFFLOAD_BYTES
 from sftctl.engine.optim import state_bytes
 from sftctl.engine.sharding import blocks_of
 from sftctl.errors import ModelError, Problem
 from sftctl.records import Batch
 
-Checkpointing = Literal[True, False, "selective"]
 _PLANNED = "sftctl_planned"
-_MIN_OFFLOAD_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ class Setup:
     batch_size: int
     accumulation: int
     max_length: int
-    checkpointing: Checkpointing
+    checkpointing: Mode
     offloading: bool
     compute_dtype: torch.dtype
     optimizer: str
@@ -100,7 +99,7 @@ class ActivationCount:
             return int(max(0, round(low + (high - low) * share)))
 
         found = Activations(**{name: line(name) for name in Activations.__slots__})
-        too_small = found.blocks // max(1, self.blocks) < _MIN_OFFLOAD_BYTES
+        too_small = found.blocks // max(1, self.blocks) < MIN_OFFLOAD_BYTES
         return replace(found, small=found.blocks) if too_small else found
 
 

@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from sftctl.engine.host_copies import CudaTransfer, HostCopy, Slabs, SyncTransfer, Transfer
 
 _MIB = 2**20
+MIN_OFFLOAD_BYTES = _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class ActivationOffloading:
         self,
         model: nn.Module,
         *,
-        min_offload_bytes: int = _MIB,
+        min_offload_bytes: int = MIN_OFFLOAD_BYTES,
         num_blocks: int | None = None,
         max_in_flight_bytes: int = 512 * _MIB,
         slab_bytes: int = 64 * _MIB,
