@@ -135,6 +135,7 @@ def measure(folder: Path, state: TrainingState, rounds: int) -> dict[str, list[f
     for number in range(rounds):
         for turn in turns[number % 4 :] + turns[: number % 4]:
             turn()
+    for _ in range(rounds):  # after the saves: a run loads before its first one, and its tensors then stay in place
         with timed(seconds, "verify"):
             found = plain.latest()
         assert found is not None
