@@ -32,9 +32,9 @@ from pathlib import Path
 
 import torch
 
-from sftctl.engine.checkpoint import Checkpointer
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.training_state import TrainingState, tensors_of
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.saving.checkpoint import Checkpointer
+from sftctl.engine.saving.training_state import TrainingState, tensors_of
 
 SMOLLM2 = (30, 576, 1536, 192, 49152)
 """Layers, hidden size, intermediate size, key and value size, vocabulary of SmolLM2-135M."""

@@ -71,7 +71,7 @@ def products(inputs: Inputs) -> Callable[[], None]:
 
 
 def ours(inputs: Inputs, *, sink: bool = True) -> Callable[[], None]:
-    from sftctl.engine.losses import GradSink, linear_cross_entropy  # the peer's interpreter has no sftctl
+    from sftctl.engine.training.losses import GradSink, linear_cross_entropy  # the peer's interpreter has no sftctl
 
     share = 1 / inputs.tokens
     wide = GradSink(torch.zeros_like(inputs.weight, dtype=torch.float32), share) if sink else None

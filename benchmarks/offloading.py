@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from sftctl.engine.losses import linear_cross_entropy
+from sftctl.engine.memory.offloading import ActivationOffloading
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.head import find_head
-from sftctl.engine.offloading import ActivationOffloading
+from sftctl.engine.training.losses import linear_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ CLOCKED = """
 import json, os, time
 import sftctl.engine.driver as driver
 from sftctl.engine import assemble
-from sftctl.engine.checkpoint import Checkpointer
+from sftctl.engine.saving.checkpoint import Checkpointer
 began, spent = time.perf_counter(), {{}}
 def clocked(owner, name, label):
     call = getattr(owner, name)

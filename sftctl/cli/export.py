@@ -48,7 +48,7 @@ def run(invocation: Invocation) -> None:
     if invocation.on("public") and not repo_id:
         raise ConfigError(Problem("--public", "is of --push", help="add --push USER/NAME, or leave it out"))
     from sftctl.engine.export import export, refuse_overwriting  # torch: which the help does not need
-    from sftctl.engine.publish import push, refuse_push
+    from sftctl.engine.saving.publish import push, refuse_push
     from sftctl.runs.directory import attach
 
     path = Path(invocation.words[0])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sftctl.engine.signals import handed_on
+from sftctl.engine.run.signals import handed_on
 from sftctl.errors import Interrupted, SftctlError
 
 if TYPE_CHECKING:

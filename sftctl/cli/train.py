@@ -22,7 +22,7 @@ from sftctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftctl.config.resolve import Resolved
-    from sftctl.engine.reporter import Reporter
+    from sftctl.engine.run.reporter import Reporter
     from sftctl.records import RunResult
 
 USAGE = Usage(
@@ -62,7 +62,7 @@ def _resolve(invocation: Invocation) -> Resolved:
             raise ConfigError(*missing)
     except ConfigError as error:
         if _is_silent():
-            from sftctl.engine.launch import leave_quietly  # never in a run of one process
+            from sftctl.engine.ranks.launch import leave_quietly  # never in a run of one process
 
             leave_quietly(error.exit_code)
         raise
@@ -77,7 +77,7 @@ def _is_silent() -> bool:
 def train_resolved(resolved: Resolved, invocation: Invocation) -> RunResult | None:
     """Train what was resolved, telling this terminal or log file; None after a dry run."""
     apply_environment(resolved)
-    from sftctl.engine.launch import in_ranks  # only where something is trained
+    from sftctl.engine.ranks.launch import in_ranks  # only where something is trained
 
     return in_ranks(resolved.bundle.distributed, partial(_train_here, resolved, invocation))
 
@@ -109,7 +109,7 @@ def run_stem(files: Sequence[str]) -> str:
 
 def _reporter(*, logging_steps: int) -> AbstractContextManager[Reporter]:
     if _is_silent():
-        from sftctl.engine.reporter import Silent  # of many processes, one tells
+        from sftctl.engine.run.reporter import Silent  # of many processes, one tells
 
         return nullcontext(Silent())
     if is_terminal(sys.stdout):

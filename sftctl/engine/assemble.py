@@ -18,26 +18,26 @@ import attrs
 import torch
 
 from sftctl.config.schema import Bundle
-from sftctl.engine import distributed
-from sftctl.engine.allocator import keep_freed_memory
 from sftctl.engine.assemble_model import load_model_of
 from sftctl.engine.assemble_rows import eval_packing, splits_of
 from sftctl.engine.data.collate import collate
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.evaluate import answers_of, evaluate_loss
-from sftctl.engine.losses import LossSums
+from sftctl.engine.memory.allocator import keep_freed_memory
+from sftctl.engine.memory.offloading import ActivationOffloading
 from sftctl.engine.model.attention import IsolationReport, isolation_self_test
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.compiling import compile_blocks
 from sftctl.engine.model.generation import greedy
 from sftctl.engine.model.head import HeadReport, find_head, find_router, head_self_test
 from sftctl.engine.model.tokenizer import load_tokenizer
-from sftctl.engine.offloading import ActivationOffloading
-from sftctl.engine.optim import OPTIMIZERS, learning_rate_at, parameters_of
-from sftctl.engine.precision import Weights, resolve_precision
-from sftctl.engine.sharding import Sharded, refuse_optimizer, resolve_strategy
+from sftctl.engine.ranks import distributed
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.ranks.sharding import Sharded, refuse_optimizer, resolve_strategy
 from sftctl.engine.splits import Split
-from sftctl.engine.step import TrainStep, forward_loss
+from sftctl.engine.training.evaluate import answers_of, evaluate_loss
+from sftctl.engine.training.losses import LossSums
+from sftctl.engine.training.optim import OPTIMIZERS, learning_rate_at, parameters_of
+from sftctl.engine.training.precision import Weights, resolve_precision
+from sftctl.engine.training.step import TrainStep, forward_loss
 from sftctl.errors import ModelError, Problem
 from sftctl.records import Answer, Batch
 

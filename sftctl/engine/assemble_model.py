@@ -22,7 +22,7 @@ from sftctl.engine.model.head import find_router
 from sftctl.engine.model.hub import is_local
 from sftctl.engine.model.loading import load_model, meta_model, quiet_transformers
 from sftctl.engine.model.quantization import quantization_config, refuse_without_bitsandbytes
-from sftctl.engine.optim import refuse_without_library
+from sftctl.engine.training.optim import refuse_without_library
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,22 +21,23 @@ from sftctl.config import rules, show
 from sftctl.config.leaves import leaves
 from sftctl.config.resolve import Resolved, default_of, resolve, value_of
 from sftctl.config.schema import Bundle
-from sftctl.engine import assemble, distributed
+from sftctl.engine import assemble
 from sftctl.engine.assemble import Inputs, Machine
 from sftctl.engine.assemble_model import check_model_of
-from sftctl.engine.best import BestMetric
-from sftctl.engine.checkpoint import Checkpoint, Checkpointer, save_final
 from sftctl.engine.describing import identity_of, write_description, write_rows
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.evaluate import answer_metrics
-from sftctl.engine.faults import failing_run, memory_said
-from sftctl.engine.launch import in_ranks
-from sftctl.engine.loop import Progress, train_steps
 from sftctl.engine.model.loading import quiet_transformers
 from sftctl.engine.planning import after_running_out
-from sftctl.engine.reporter import Reporter, Silent, Steady
-from sftctl.engine.signals import StopSignals
-from sftctl.engine.training_state import TrainingState
+from sftctl.engine.ranks import distributed
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.ranks.launch import in_ranks
+from sftctl.engine.run.best import BestMetric
+from sftctl.engine.run.faults import failing_run, memory_said
+from sftctl.engine.run.reporter import Reporter, Silent, Steady
+from sftctl.engine.run.signals import StopSignals
+from sftctl.engine.saving.checkpoint import Checkpoint, Checkpointer, save_final
+from sftctl.engine.saving.training_state import TrainingState
+from sftctl.engine.training.evaluate import answer_metrics
+from sftctl.engine.training.loop import Progress, train_steps
 from sftctl.errors import ConfigError, Interrupted, Problem, RunError
 from sftctl.records import Answer, EvalReport, RunResult, StepReport
 from sftctl.runs.directory import Identity, RunDirectory, attach, claim

@@ -21,11 +21,11 @@ from sftctl.config.resolve import resolve
 from sftctl.config.schema import Bundle
 from sftctl.engine.assemble import tokenizer_of
 from sftctl.engine.assemble_model import Loaded, load_model_of, model_settings
-from sftctl.engine.checkpoint import INDEX
-from sftctl.engine.final_model import folder_aside, save_final
 from sftctl.engine.model.loading import DTYPES, load_model, meta_model, quiet_transformers
-from sftctl.engine.storage import read_into
-from sftctl.engine.training_state import weight_targets
+from sftctl.engine.saving.checkpoint import INDEX
+from sftctl.engine.saving.final_model import folder_aside, save_final
+from sftctl.engine.saving.storage import read_into
+from sftctl.engine.saving.training_state import weight_targets
 from sftctl.errors import Problem, RunError
 from sftctl.runs.directory import RunDirectory
 from sftctl.runs.files import read_json, refusals

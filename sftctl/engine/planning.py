@@ -15,9 +15,9 @@ from sftctl.config.schema import Bundle
 from sftctl.config.values import show_value
 from sftctl.engine.assemble import tokenizer_of
 from sftctl.engine.assemble_model import bits_of, meta_model_of, num_trainable
-from sftctl.engine.memory import ActivationCount, MemoryPlan, Setup, count_activations, plan_memory
-from sftctl.engine.precision import resolve_precision
-from sftctl.engine.sharding import resolve_strategy
+from sftctl.engine.memory.plan import ActivationCount, MemoryPlan, Setup, count_activations, plan_memory
+from sftctl.engine.ranks.sharding import resolve_strategy
+from sftctl.engine.training.precision import resolve_precision
 from sftctl.runs.files import human_bytes
 
 Device = Literal["cpu", "cuda"]

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sftctl.config.schema import Bundle
-from sftctl.engine import assemble, distributed
+from sftctl.engine import assemble
 from sftctl.engine.assemble_model import without_dropout
-from sftctl.engine.loop import Progress, train_steps
-from sftctl.engine.offloading import ActivationOffloading
+from sftctl.engine.memory.offloading import ActivationOffloading
+from sftctl.engine.ranks import distributed
+from sftctl.engine.training.loop import Progress, train_steps
 from sftctl.records import StepReport
 
 

@@ -3,7 +3,7 @@
 A file is written under a temporary name in its own folder, flushed to the device, renamed over its final name,
 and the folder is flushed too: after a crash or a power cut the name leads to whole content. The price is two
 fsync calls a file (1-10 ms each on a local disk), so this is for the few small files of a run; metrics are
-appended (`sftctl.runs.metrics`) and checkpoints are folders (`sftctl.engine.checkpoint`).
+appended (`sftctl.runs.metrics`) and checkpoints are folders (`sftctl.engine.saving.checkpoint`).
 
 What the operating system refuses becomes a RunError that names the file, the reason and a way out.
 """

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftctl.cli.app import main
-from sftctl.engine import export, publish
+from sftctl.engine import export
 from sftctl.engine.model.loading import load_model
 from sftctl.engine.model.tokenizer import load_tokenizer
+from sftctl.engine.saving import publish
 from sftctl.runs.directory import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own use of it

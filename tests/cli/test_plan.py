@@ -80,7 +80,7 @@ def test_an_amount_that_is_none_is_refused(config: Path, capsys: pytest.CaptureF
 def test_a_run_out_of_memory_says_the_plan_and_the_cheapest_change(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sftctl.engine import step
+    from sftctl.engine.training import step
 
     def run_out(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

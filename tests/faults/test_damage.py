@@ -146,7 +146,7 @@ def test_a_clock_that_jumped_back_changes_nothing(launcher, words, killed, never
 
 
 AT_STEP = """
-from sftctl.engine.step import TrainStep
+from sftctl.engine.training.step import TrainStep
 call, count = TrainStep.__call__, [0]
 def faulty(self, batches, **keywords):
     count[0] += 1

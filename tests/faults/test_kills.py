@@ -97,7 +97,7 @@ def test_an_output_that_is_closed_stops_the_run_with_a_checkpoint(
 
 SLOW_STEPS = """
 import time
-from sftctl.engine.step import TrainStep
+from sftctl.engine.training.step import TrainStep
 call = TrainStep.__call__
 def slow(self, batches, **keywords):
     totals = call(self, batches, **keywords)

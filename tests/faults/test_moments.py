@@ -76,18 +76,18 @@ RunDirectory.update = dying
 LATE = "in the twelfth step"
 
 MOMENTS = {
-    "in the middle of an accumulation": before("sftctl.engine.step:TrainStep", "_accumulate", 10),
-    LATE: before("sftctl.engine.step:TrainStep", "_accumulate", 23),
+    "in the middle of an accumulation": before("sftctl.engine.training.step:TrainStep", "_accumulate", 10),
+    LATE: before("sftctl.engine.training.step:TrainStep", "_accumulate", 23),
     "in an optimiser step": before("torch.optim:AdamW", "step", 6),
     "at the end of an epoch": EPOCH_END,
     "in an evaluation": IN_AN_EVALUATION,
     "between a step's metrics and its checkpoint": before("sftctl.engine.driver:Course", "_save_if_due", 5),
     "in a save, between two tensors": before("sftctl.runs.hashing:HashedFile", "write", 150),
-    "in a save, before the manifest": before("sftctl.engine.checkpoint", "write_manifest", 6),
-    "in a save, before it gets its name": before("sftctl.engine.checkpoint", "publish", 6),
+    "in a save, before the manifest": before("sftctl.engine.saving.checkpoint", "write_manifest", 6),
+    "in a save, before it gets its name": before("sftctl.engine.saving.checkpoint", "publish", 6),
     "in a save, while an older one is removed": IN_A_REMOVAL,
     "before the final model": before("sftctl.engine.driver", "save_final"),
-    "in the final model, before it gets its name": before("sftctl.engine.final_model", "_exchange"),
+    "in the final model, before it gets its name": before("sftctl.engine.saving.final_model", "_exchange"),
     "after the final model": BEFORE_IT_IS_FINISHED,
 }
 

@@ -45,7 +45,7 @@ def test_the_table_for_a_program(verify):
 
 
 MEAN_OF_MEANS = """
-import sftctl.engine.step as module
+import sftctl.engine.training.step as module
 accumulate = module.TrainStep._accumulate
 module.TrainStep._accumulate = lambda self, batch, share: accumulate(self, batch, 0.5 / batch.num_supervised)
 """

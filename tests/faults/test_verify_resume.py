@@ -32,7 +32,7 @@ def test_it_proves_the_promise_of_an_adapter(launcher, config, never_stopped):
 
 
 FORGETS_THE_OPTIMISER = """
-import sftctl.engine.checkpoint as module
+import sftctl.engine.saving.checkpoint as module
 module.load_optimizer = lambda state, tensors, scalars: None
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sftctl.engine import assemble
-from sftctl.engine.offloading import ActivationOffloading
+from sftctl.engine.memory.offloading import ActivationOffloading
 
 CUT = {
     "2 micro-batches of 12": ["--per-device-train-batch-size=12", "--gradient-accumulation-steps=2"],

@@ -220,7 +220,7 @@ def failing(what: str) -> str:
     """A patch: rank 1 does `what` in its third step."""
     return f"""
 import os, signal
-from sftctl.engine import step
+from sftctl.engine.training import step
 from sftctl.errors import Problem, TrainingError
 call = step.TrainStep.__call__
 count = 0
@@ -292,7 +292,7 @@ def test_an_optimiser_of_whole_tensors_is_refused(run: Run) -> None:
 @pytest.mark.slow
 def test_ranks_that_start_from_nothing(run: Run, alone: Path) -> None:
     """As on a machine with CUDA, where a process must not be forked: everything goes over as a pickle."""
-    patch = "from sftctl.engine import launch; launch._start_method = lambda: 'spawn'"
+    patch = "from sftctl.engine.ranks import launch; launch._start_method = lambda: 'spawn'"
     code, said, path = run("spawned", *TWO, "--test-split-size=4", patch=patch)
     assert code == 0, said
     assert difference(curve(path), curve(alone)).passed

@@ -148,7 +148,7 @@ def _outcome(bundle: Bundle, variant: Variant, base: Outcome | None, file: Path)
 def _try(bundle: Bundle, loss_chunk_size: int | None, file: Path) -> None:
     """In a process of its own: train, and leave in `file` what came of it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from sftctl.engine.launch import in_ranks  # torch: in the child alone
+    from sftctl.engine.ranks.launch import in_ranks  # torch: in the child alone
     from sftctl.engine.trial import try_steps
 
     said: dict[str, Any]

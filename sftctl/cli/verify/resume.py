@@ -110,7 +110,7 @@ def _run_apart(title: str, resolved: Resolved, *, stop_after: int | None = None)
 
 
 def _train(resolved: Resolved, stop_after: int | None) -> RunResult | None:
-    from sftctl.engine.launch import in_ranks  # torch: in the child alone
+    from sftctl.engine.ranks.launch import in_ranks  # torch: in the child alone
 
     try:
         return in_ranks(resolved.bundle.distributed, partial(_train_rank, resolved, stop_after))
@@ -122,7 +122,7 @@ def _train(resolved: Resolved, stop_after: int | None) -> RunResult | None:
 
 def _train_rank(resolved: Resolved, stop_after: int | None) -> RunResult | None:
     from sftctl.engine.driver import train  # torch: in the child alone
-    from sftctl.engine.reporter import Silent
+    from sftctl.engine.run.reporter import Silent
     from sftctl.records import StepReport
 
     class Stopper(Silent):

@@ -11,8 +11,6 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sftctl.engine.balancing import router_aux_loss
-from sftctl.engine.losses import linear_cross_entropy
 from sftctl.engine.model.head import (
     Head,
     evaluation_mode,
@@ -20,6 +18,8 @@ from sftctl.engine.model.head import (
     find_router,
     head_self_test,
 )
+from sftctl.engine.training.balancing import router_aux_loss
+from sftctl.engine.training.losses import linear_cross_entropy
 
 
 def tiny(model_type: str, *, dtype: torch.dtype = torch.float32, **fields: Any) -> Any:

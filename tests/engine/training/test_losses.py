@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftctl.config.schema import Sft
-from sftctl.engine.losses import (
+from sftctl.engine.training.losses import (
     LOSSES,
     GradSink,
     LossSums,

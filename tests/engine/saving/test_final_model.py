@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from sftctl.engine.final_model import save_final
+from sftctl.engine.saving.final_model import save_final
 from sftctl.errors import RunError
 
 

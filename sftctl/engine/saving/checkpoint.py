@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sftctl.engine import random_state
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.final_model import save_final
-from sftctl.engine.storage import (
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.saving import random_state
+from sftctl.engine.saving.final_model import save_final
+from sftctl.engine.saving.storage import (
     Index,
     Planned,
     checked_index,
@@ -44,7 +44,14 @@ from sftctl.engine.storage import (
     tensors_file,
     write_tensors,
 )
-from sftctl.engine.training_state import OPTIMIZER, TrainingState, load_optimizer, scalars_of, targets_for, tensors_of
+from sftctl.engine.saving.training_state import (
+    OPTIMIZER,
+    TrainingState,
+    load_optimizer,
+    scalars_of,
+    targets_for,
+    tensors_of,
+)
 from sftctl.errors import Problem, RunError
 from sftctl.runs.files import read_json, refusal, refusals, write_json
 from sftctl.runs.hashing import hash_file

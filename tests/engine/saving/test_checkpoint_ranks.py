@@ -18,10 +18,10 @@ sys.path.insert(0, sys.argv[1])
 folder = Path(sys.argv[2])
 torch.set_num_threads(1)
 from test_checkpoint import IDENTITY, SETTINGS, Training
-from sftctl.engine import checkpoint as module
-from sftctl.engine.checkpoint import Checkpointer
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.training_state import TrainingState, tensors_of
+from sftctl.engine.saving import checkpoint as module
+from sftctl.engine.saving.checkpoint import Checkpointer
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.saving.training_state import TrainingState, tensors_of
 
 def checkpointer(training, rank, world_size, **changes):
     ranks = Ranks(rank, world_size, torch.device("cpu"))

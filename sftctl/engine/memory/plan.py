@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
-from sftctl.engine.losses import head_bytes
+from sftctl.engine.memory.offloading import MIN_OFFLOAD_BYTES
 from sftctl.engine.model.attention import forward_kwargs
 from sftctl.engine.model.checkpointing import KEPT, Mode
 from sftctl.engine.model.head import base_model
-from sftctl.engine.offloading import MIN_OFFLOAD_BYTES
-from sftctl.engine.optim import state_bytes
-from sftctl.engine.sharding import blocks_of
+from sftctl.engine.ranks.sharding import blocks_of
+from sftctl.engine.training.losses import head_bytes
+from sftctl.engine.training.optim import state_bytes
 from sftctl.errors import ModelError, Problem
 from sftctl.records import Batch
 

@@ -45,7 +45,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from sftctl.engine.distributed import Ranks
+from sftctl.engine.ranks.distributed import Ranks
 from sftctl.runs.hashing import HashedFile
 from sftctl.runs.manifest import FileRecord
 

@@ -24,8 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.losses import LossSums
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.training.losses import LossSums
 from sftctl.errors import ConfigError, Problem
 from sftctl.records import Batch
 

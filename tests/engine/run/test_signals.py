@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from sftctl.engine.signals import StopSignals
+from sftctl.engine.run.signals import StopSignals
 
 
 def send(number):

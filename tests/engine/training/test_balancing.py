@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sftctl.engine.balancing import router_aux_loss
+from sftctl.engine.training.balancing import router_aux_loss
 
 
 @dataclass

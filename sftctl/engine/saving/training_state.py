@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftctl.engine.storage import Index, dtype_of
+from sftctl.engine.saving.storage import Index, dtype_of
 from sftctl.errors import Problem, RunError
 
 WEIGHTS = "weights."

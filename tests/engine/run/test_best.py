@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftctl.engine.best import BestMetric
+from sftctl.engine.run.best import BestMetric
 from sftctl.errors import ConfigError
 
 

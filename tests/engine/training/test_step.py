@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.loop import Progress, train_steps
-from sftctl.engine.losses import LossSums
-from sftctl.engine.precision import Weights
-from sftctl.engine.step import TrainStep
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.training.loop import Progress, train_steps
+from sftctl.engine.training.losses import LossSums
+from sftctl.engine.training.precision import Weights
+from sftctl.engine.training.step import TrainStep
 from sftctl.errors import TrainingError
 from sftctl.records import IGNORE_INDEX, Batch
 

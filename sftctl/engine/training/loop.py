@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sftctl.engine.step import TrainStep
+from sftctl.engine.training.step import TrainStep
 from sftctl.records import Batch, StepReport
 
 BatchesAt = Callable[[int, int], Sequence[Batch]]

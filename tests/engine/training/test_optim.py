@@ -13,7 +13,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from sftctl.config.schema import Optim
-from sftctl.engine.optim import (
+from sftctl.engine.training.optim import (
     OPTIMIZERS,
     SCHEDULES,
     clip_gradients,

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sftctl.engine.balancing import Router, router_aux_loss
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.losses import GradSink, LossSums, linear_cross_entropy, logits_loss
 from sftctl.engine.model.attention import forward_kwargs
 from sftctl.engine.model.head import Head
-from sftctl.engine.optim import clip_gradients, gradient_norm, set_learning_rate
-from sftctl.engine.precision import Weights
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.training.balancing import Router, router_aux_loss
+from sftctl.engine.training.losses import GradSink, LossSums, linear_cross_entropy, logits_loss
+from sftctl.engine.training.optim import clip_gradients, gradient_norm, set_learning_rate
+from sftctl.engine.training.precision import Weights
 from sftctl.errors import Problem, TrainingError
 from sftctl.records import IGNORE_INDEX, Batch
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from sftctl.engine import allocator
+from sftctl.engine.memory import allocator
 
 FAULTS = """
 import resource
 import torch
-from sftctl.engine.allocator import keep_freed_memory
+from sftctl.engine.memory.allocator import keep_freed_memory
 
 def faults_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftctl.engine.host_copies import CudaTransfer, HostCopy, Slabs
+from sftctl.engine.memory.host_copies import CudaTransfer, HostCopy, Slabs
+from sftctl.engine.memory.offloading import ActivationOffloading, byte_range, longest_module_list
 from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.loading import load_model
-from sftctl.engine.offloading import ActivationOffloading, byte_range, longest_module_list
 
 IDS = torch.arange(48).reshape(2, 24) % 50
 NEEDS_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

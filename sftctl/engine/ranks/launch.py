@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sftctl.config.schema import Distributed
-from sftctl.engine.signals import handed_on
+from sftctl.engine.run.signals import handed_on
 from sftctl.errors import Interrupted, Problem, SftctlError, TrainingError
 
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ def is_rank() -> bool:
 
 def _with_one_voice(work: Callable[[], Result]) -> Result:
     """Under torchrun: the first rank that fails raises its error, the others leave without a word."""
-    from sftctl.engine import distributed  # torch: by now there is a need
+    from sftctl.engine.ranks import distributed  # torch: by now there is a need
 
     try:
         return work()
@@ -184,7 +184,7 @@ def _rank(work: Callable[[], Any], folder: str) -> _Ended:
     _Launched.here = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    from sftctl.engine import distributed  # torch: by now it is there
+    from sftctl.engine.ranks import distributed  # torch: by now it is there
 
     try:
         distributed.share_cores()

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from sftctl.engine.host_copies import CudaTransfer, HostCopy, Slabs, SyncTransfer, Transfer
+from sftctl.engine.memory.host_copies import CudaTransfer, HostCopy, Slabs, SyncTransfer, Transfer
 
 _MIB = 2**20
 MIN_OFFLOAD_BYTES = _MIB

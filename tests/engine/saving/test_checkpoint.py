@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from sftctl.engine import storage
-from sftctl.engine.checkpoint import Checkpointer
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.optim import OPTIMIZERS, parameters_of
-from sftctl.engine.training_state import TrainingState
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.saving import storage
+from sftctl.engine.saving.checkpoint import Checkpointer
+from sftctl.engine.saving.training_state import TrainingState
+from sftctl.engine.training.optim import OPTIMIZERS, parameters_of
 from sftctl.errors import RunError
 from sftctl.runs.hashing import hash_file
 from sftctl.runs.manifest import (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sftctl.engine.faults import failing_run, less_memory, memory_said
+from sftctl.engine.run.faults import failing_run, less_memory, memory_said
 from sftctl.errors import DataError, Problem, RunError, TrainingError
 
 SETTINGS = {

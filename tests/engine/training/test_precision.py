@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sftctl.engine.precision import Weights, resolve_precision
+from sftctl.engine.training.precision import Weights, resolve_precision
 
 
 def test_fp32_needs_no_second_copy() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from sftctl.config.resolve import resolve
-from sftctl.engine.memory import Setup, count_activations, plan_memory
+from sftctl.engine.memory.plan import Setup, count_activations, plan_memory
 from sftctl.engine.model.adapters import Adapter, add_adapter
 from sftctl.engine.model.attention import forward_kwargs
 from sftctl.engine.model.loading import load_model, meta_model
-from sftctl.engine.optim import OPTIMIZERS, parameters_of, state_bytes
 from sftctl.engine.planning import changes, plan_run, with_settings
+from sftctl.engine.training.optim import OPTIMIZERS, parameters_of, state_bytes
 from sftctl.errors import ModelError
 from sftctl.records import Batch
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sftctl.engine.distributed import Ranks
-from sftctl.engine.step import Forward
+from sftctl.engine.ranks.distributed import Ranks
+from sftctl.engine.training.step import Forward
 from sftctl.records import Answer, Batch, GenerationPrompt
 
 
