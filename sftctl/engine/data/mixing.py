@@ -15,6 +15,7 @@ machine and version. `all_exhausted` begins a source anew until the last one has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -24,9 +25,10 @@ from sftctl.engine.data.origin import Source
 from sftctl.engine.data.plan import permutation
 from sftctl.errors import DataError, Problem
 
-Order = tuple[NDArray[np.int16], NDArray[np.int64]]
+Order = tuple[NDArray[np.int16], NDArray[np.int32]]
 Mixing = Literal["concat", "interleave"]
 Stopping = Literal["first_exhausted", "all_exhausted"]
+BLOCK_DRAWS = 2**16
 _INTERLEAVE_STREAM, _SPLIT_STREAM = 2, 3
 
 
@@ -39,7 +41,7 @@ def mix(
     seed: int,
     where: str,
 ) -> Order:
-    """The order of the rows: source int16 [N] and row within it int64 [N]. Raises DataError."""
+    """The order of the rows: source int16 [N] and row within it int32 [N]. Raises DataError."""
     check_mixture(sources, mixing=mixing, where=where)
     if mixing == "interleave":
         weights = [1.0 if source.weight is None else source.weight for source in sources]
@@ -71,8 +73,11 @@ def check_mixture(sources: Sequence[Source], *, mixing: Mixing, where: str) -> N
 
 def concat(counts: Sequence[int]) -> Order:
     """Counts 2 and 1: sources 0 0 1, rows 0 1 0."""
-    rows = [np.arange(count, dtype=np.int64) for count in counts]
-    return np.repeat(np.arange(len(counts), dtype=np.int16), counts), np.concatenate(rows)
+    source_of, row_of = np.zeros(sum(counts), dtype=np.int16), np.arange(sum(counts), dtype=np.int32)
+    for source, begin in enumerate(accumulate(counts[:-1]), start=1):
+        source_of[begin:] = source
+        row_of[begin : begin + counts[source]] = np.arange(counts[source], dtype=np.int32)
+    return source_of, row_of
 
 
 def shares(counts: Sequence[int], fractions: Sequence[float]) -> list[int]:
@@ -86,19 +91,20 @@ def shares(counts: Sequence[int], fractions: Sequence[float]) -> list[int]:
 def interleave(counts: Sequence[int], weights: Sequence[float], *, seed: int, stopping_strategy: Stopping) -> Order:
     """Draw sources by weight until the first, or the last, has given its last row."""
     bounds = np.cumsum(np.array(weights) / sum(weights))
-    size = 2 * max(64, sum(counts))
-    while True:
-        drawn = np.minimum(np.searchsorted(bounds, uniform(size, seed), side="right"), len(counts) - 1).astype(np.int16)
-        ends = [_place_of_draw(drawn, source, count) for source, count in enumerate(counts)]
+    left = np.array(counts, dtype=np.int64)
+    blocks: list[NDArray[np.int16]] = []
+    while min(left) > 0 if stopping_strategy == "first_exhausted" else max(left) > 0:
+        words = uniform(BLOCK_DRAWS, seed, before=BLOCK_DRAWS * len(blocks))
+        drawn = np.minimum(np.searchsorted(bounds, words, side="right"), len(counts) - 1).astype(np.int16)
+        ends = [_place_of_draw(drawn, source, count) for source, count in enumerate(left.tolist())]
         end = min(ends) if stopping_strategy == "first_exhausted" else max(ends)
-        if end < size:
-            break
-        size *= 2
-    drawn = drawn[: end + 1]
-    rows = np.empty(len(drawn), dtype=np.int64)
+        blocks.append(drawn[: end + 1])
+        left -= np.bincount(drawn, minlength=len(counts))
+    drawn = np.concatenate(blocks)
+    rows = np.empty(len(drawn), dtype=np.int32)
     for source, count in enumerate(counts):
-        mine = drawn == source
-        rows[mine] = np.arange(int(mine.sum())) % count
+        mine = np.flatnonzero(drawn == source)
+        rows[mine] = np.arange(len(mine), dtype=np.int32) % count
     return drawn, rows
 
 
@@ -120,6 +126,6 @@ def uniform(size: int, seed: int, *, before: int = 0, passes: int = 0) -> NDArra
 
 
 def _place_of_draw(drawn: NDArray[np.int16], source: int, count: int) -> int:
-    """Where a source is drawn for the `count`-th time; past the end where it is not."""
+    """Where a source is drawn for the `count`-th time; past the end where it is not, -1 where it was before."""
     places = np.flatnonzero(drawn == source)
-    return int(places[count - 1]) if len(places) >= count else len(drawn)
+    return -1 if count <= 0 else int(places[count - 1]) if len(places) >= count else len(drawn)

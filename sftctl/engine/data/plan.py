@@ -33,10 +33,11 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from sftctl.engine.data.packing import stable_order
+from sftctl.engine.data.packing import BLOCK_ROWS, counts_of, stable_order
 from sftctl.records import Bins
 
 Integers = NDArray[np.int64]
+Indices = NDArray[np.int32]
 
 PLAN_VERSION = 1
 """Part of every digest: goes up when the same arguments begin to mean other batches."""
@@ -75,7 +76,9 @@ class EpochPlan:
         self.world_size = world_size
         self.shuffle = shuffle
         self.bins = redraw_companions(bins, seed=seed, epoch=epoch) if shuffle else bins
-        self.order = permutation(len(bins), seed, epoch, _ORDER_STREAM) if shuffle else np.arange(len(bins))
+        self.order = (
+            permutation(len(bins), seed, epoch, _ORDER_STREAM) if shuffle else np.arange(len(bins), dtype=np.int32)
+        )
 
     @property
     def global_batch_size(self) -> int:
@@ -90,7 +93,7 @@ class EpochPlan:
     def global_batch(self, step: int) -> Integers:
         """The bins of step `step`, 0 <= step < num_steps, in the epoch's order."""
         assert 0 <= step < self.num_steps, (step, self.num_steps)
-        return self.order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        return self.order[step * self.global_batch_size : (step + 1) * self.global_batch_size].astype(np.int64)
 
     def micro_batches(self, step: int, rank: int) -> list[Integers]:
         """This rank's bins in step `step`: `accumulation` arrays of at most `batch_size` each.
@@ -102,26 +105,30 @@ class EpochPlan:
         members = self.global_batch(step)
         if not self.shuffle:
             return np.array_split(members, self.world_size * self.accumulation)[rank :: self.world_size]
-        costs = self.costs[members]
+        costs = self.costs_of(members)
         mine = balance(costs, self.world_size, room=self.batch_size * self.accumulation)[rank]
         parts = balance(costs[mine], self.accumulation, room=self.batch_size)
         parts.sort(key=lambda part: (-costs[mine[part]].sum(), -len(part)))
         return [members[mine[part]] for part in parts]
 
-    @cached_property
-    def costs(self) -> Integers:
-        """The sum of squared document lengths of each bin [K]: what its attention costs, up to a factor."""
-        squares = np.concatenate(([0], np.cumsum(np.square(self.bins.length, dtype=np.int64))))
-        return np.diff(squares[self.bins.offsets])
+    def costs_of(self, members: Integers) -> Integers:
+        """The sum of squared document lengths of these bins: what the attention of each costs, up to a factor."""
+        first, end = self.bins.offsets[members], self.bins.offsets[members + 1]
+        before = np.concatenate(([0], np.cumsum(end - first)))
+        pieces = np.arange(before[-1]) + np.repeat(first - before[:-1], end - first)
+        squares = np.concatenate(([0], np.cumsum(np.square(self.bins.length[pieces], dtype=np.int64))))
+        return np.diff(squares[before])
 
     @cached_property
     def global_digest(self) -> str:
         """Hex SHA-256 of what the global batches are: equal for every dealing of the same ones."""
         facts = [PLAN_VERSION, self.fingerprint, self.seed, self.epoch, self.shuffle, self.global_batch_size]
         hashed = hashlib.sha256(json.dumps(facts).encode())
-        arrays = (self.bins.sample, self.bins.start, self.bins.length, self.bins.offsets, self.order)
+        bins = self.bins
+        arrays: list[NDArray[np.signedinteger]] = [bins.sample, bins.start, bins.length, bins.offsets, self.order]
         for array, kind in zip(arrays, ("<i4", "<i4", "<i4", "<i8", "<i8"), strict=True):
-            hashed.update(np.ascontiguousarray(array, dtype=kind).data)
+            for begin in range(0, len(array), BLOCK_ROWS):
+                hashed.update(np.ascontiguousarray(array[begin : begin + BLOCK_ROWS], dtype=kind).data)
         return hashed.hexdigest()
 
     @cached_property
@@ -138,16 +145,20 @@ def evaluation_plan(bins: Bins, *, fingerprint: str, batch_size: int, world_size
     )
 
 
-def permutation(count: int, *entropy: int) -> Integers:
+def permutation(count: int, *entropy: int) -> Indices:
     """A permutation of `count` that follows from `entropy` alone, on every machine and numpy release.
 
     Each index gets a random word with the index in its low bits: no two are equal, so any sort gives one order.
     """
     bits = np.uint64(max(count - 1, 1).bit_length())
-    words = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(count)
-    keys = (words >> bits << bits) | np.arange(count, dtype=np.uint64)
+    keys = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(count)
+    keys >>= bits
+    keys <<= bits
+    for begin in range(0, count, BLOCK_ROWS):
+        keys[begin : begin + BLOCK_ROWS] |= np.arange(begin, min(count, begin + BLOCK_ROWS), dtype=np.uint64)
     keys.sort()
-    return (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.astype(np.int32)
 
 
 def redraw_companions(bins: Bins, *, seed: int, epoch: int) -> Bins:
@@ -158,9 +169,10 @@ def redraw_companions(bins: Bins, *, seed: int, epoch: int) -> Bins:
     """
     if len(bins) == len(bins.sample):
         return bins
+    counts = counts_of(bins.length, int(bins.length.max(initial=0)) + 1)
     drawn = permutation(len(bins.sample), seed, epoch, _COMPANIONS_STREAM)
-    source = drawn[stable_order(bins.length[drawn])]
-    place = stable_order(bins.length)
+    source = drawn[stable_order(bins.length[drawn], counts)]
+    place = stable_order(bins.length, counts)
     sample, start = np.empty_like(bins.sample), np.empty_like(bins.start)
     sample[place], start[place] = bins.sample[source], bins.start[source]
     return Bins(sample=sample, start=start, length=bins.length, offsets=bins.offsets)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ from sftctl.engine.data.worker import Kit, Settings
 from sftctl.errors import DataError, Problem
 from sftctl.records import IGNORE_INDEX, GenerationPrompt, Sample
 
+BLOCK_ROWS = 2**16
+
 __all__ = ["Prepared", "Source", "default_cache_dir", "prepare"]
 
 
@@ -47,7 +49,7 @@ class Prepared:
 
     stores: tuple[Store, ...]
     source_of: NDArray[np.int16]
-    row_of: NDArray[np.int64]
+    row_of: NDArray[np.int32]
     fingerprint: str
     ledger: Ledger
     proof: MaskProof
@@ -61,28 +63,30 @@ class Prepared:
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """int32 [N], tokens of each sample after truncation."""
-        return self._per_sample([store.lengths for store in self.stores])
+        return self._per_sample([store.lengths_of for store in self.stores])
 
     @cached_property
     def num_trained(self) -> NDArray[np.int32]:
         """int32 [N], targets of each sample."""
-        return self._per_sample([np.diff(_running_sum(store.flags & TRAINED)[store.starts]) for store in self.stores])
+        return self._per_sample([store.num_trained().take for store in self.stores])
 
     @cached_property
     def whole_lengths(self) -> NDArray[np.int32]:
         """int32 [N], tokens of each sample before truncation."""
-        return self._per_sample([store.whole for store in self.stores])
+        return self._per_sample([store.whole.take for store in self.stores])
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The ids that end an answer in these rows: the EOS token, and what the chat template ends a turn with."""
         return tuple(dict.fromkeys(index for store in self.stores for index in store.meta["stop_token_ids"]))
 
-    def _per_sample(self, columns: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
+    def _per_sample(self, columns: Sequence[Callable[[NDArray[np.int32]], NDArray[np.int32]]]) -> NDArray[np.int32]:
+        """A figure of each sample; `columns` give that of any rows of a source."""
         values = np.empty(len(self), dtype=np.int32)
-        for number, column in enumerate(columns):
-            mine = self.source_of == number
-            values[mine] = column[self.row_of[mine]]
+        for part in _blocks(len(self)):
+            for number in np.unique(self.source_of[part]):
+                mine = self.source_of[part] == number
+                values[part][mine] = columns[number](self.row_of[part][mine])
         return values
 
     def sample(self, index: int) -> Sample:
@@ -115,7 +119,7 @@ class Prepared:
                 weights[target] = store.weights[place]
         return Sample(ids, np.where(flags & TRAINED, ids, np.int32(IGNORE_INDEX)), weights)
 
-    def select(self, indices: NDArray[np.int64]) -> Prepared:
+    def select(self, indices: NDArray[np.integer]) -> Prepared:
         """These samples, in this order. The ledger and the proof stay those of the whole."""
         source_of, row_of = self.source_of[indices], self.row_of[indices]
         return replace(
@@ -252,20 +256,21 @@ def _only_new_objects_collected() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _running_sum(values: NDArray[Any]) -> NDArray[np.int64]:
-    total = np.zeros(len(values) + 1, dtype=np.int64)
-    np.cumsum(values, out=total[1:])
-    return total
+def _blocks(count: int) -> Iterator[slice]:
+    """Parts of an order: what is made of one on the way takes no memory that grows with the rows."""
+    return (slice(begin, begin + BLOCK_ROWS) for begin in range(0, count, BLOCK_ROWS))
 
 
 def _ledger_of(store: Store, rows_used: int) -> SourceLedger:
     return source_ledger_from({**store.meta["ledger"], "rows_used": rows_used}, store.dropped)
 
 
-def fingerprint_of(stores: Sequence[Store], source_of: NDArray[np.int16], row_of: NDArray[np.int64]) -> str:
+def fingerprint_of(stores: Sequence[Store], source_of: NDArray[np.int16], row_of: NDArray[np.int32]) -> str:
     """The name of rows in an order: of their contents alone."""
     return digest_of_text(*(store.fingerprint for store in stores), _digest_of_order(source_of, row_of))
 
 
-def _digest_of_order(source_of: NDArray[np.int16], row_of: NDArray[np.int64]) -> str:
-    return hashlib.blake2b(source_of.tobytes() + row_of.tobytes(), digest_size=DIGEST_BYTES).hexdigest()
+def _digest_of_order(source_of: NDArray[np.int16], row_of: NDArray[np.int32]) -> str:
+    state = hashlib.blake2b(source_of.data, digest_size=DIGEST_BYTES)
+    state.update(row_of.data)
+    return state.hexdigest()

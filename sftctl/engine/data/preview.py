@@ -90,8 +90,10 @@ def preview(
 def _bins_with(prepared: Prepared, bins: Bins, source: int | None, rows: int) -> Iterator[int]:
     found = 0
     for index in range(len(bins)):
+        if found == rows:
+            return
         pieces = bins.sample[bins.offsets[index] : bins.offsets[index + 1]]
-        if found < rows and (source is None or (prepared.source_of[pieces] == source).any()):
+        if source is None or (prepared.source_of[pieces] == source).any():
             found += 1
             yield index
 

@@ -7,7 +7,7 @@
 | ids | int32 | tokens |
 | flags | uint8 | tokens: TRAINED, STRADDLES |
 | weights | float32 | tokens; only where some weight is not 1 |
-| lengths | int32 | rows |
+| starts | int64 | rows + 1: where each row's tokens begin, and where the last one's end |
 | whole | int32 | rows: their lengths before any cut |
 | answers | int32 | rows, 2 |
 | rows | int64 | rows: the row's number in its source, from 1 |
@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,12 +39,13 @@ DTYPES: dict[str, Any] = {
     "ids": np.int32,
     "flags": np.uint8,
     "weights": np.float32,
-    "lengths": np.int32,
+    "starts": np.int64,
     "whole": np.int32,
     "answers": np.int32,
     "rows": np.int64,
 }
 INDEX = "index"
+BLOCK_ROWS = 1024
 TRAINED, STRADDLES = 1, 2
 NOTHING = hashlib.blake2b(digest_size=DIGEST_BYTES).hexdigest()
 
@@ -56,22 +57,30 @@ class Store:
     ids: NDArray[np.int32]
     flags: NDArray[np.uint8]
     weights: NDArray[np.float32] | None
-    lengths: NDArray[np.int32]
+    starts: NDArray[np.int64]
     whole: NDArray[np.int32]
     answers: NDArray[np.int32]
     rows: NDArray[np.int64]
     fingerprint: str
     meta: Mapping[str, Any]
     dropped: Iterable[Dropped] = ()
-    starts: NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        starts = np.zeros(len(self.lengths) + 1, dtype=np.int64)
-        np.cumsum(self.lengths, out=starts[1:])
-        object.__setattr__(self, "starts", starts)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.starts) - 1
+
+    def lengths_of(self, rows: NDArray[np.integer]) -> NDArray[np.int32]:
+        """How many tokens these rows have."""
+        lengths: NDArray[np.int64] = self.starts[rows + 1] - self.starts[rows]
+        return lengths.astype(np.int32)
+
+    def num_trained(self) -> NDArray[np.int32]:
+        """How many tokens of each row train; reads the store a block of rows at a time."""
+        counts = np.zeros(len(self), dtype=np.int32)
+        for begin in range(0, len(self), BLOCK_ROWS):
+            starts = self.starts[begin : begin + BLOCK_ROWS + 1]
+            trains = (self.flags[starts[0] : starts[-1]] & TRAINED).astype(np.int32)
+            counts[begin : begin + BLOCK_ROWS] = np.add.reduceat(trains, starts[:-1] - starts[0])
+        return counts
 
     @property
     def trained(self) -> NDArray[np.bool_]:
@@ -90,6 +99,7 @@ class Writer:
         self._hash = {name: hashlib.blake2b(digest_size=DIGEST_BYTES) for name in DTYPES}
         self._num_tokens = 0
         self._weighted = False
+        self._put("starts", np.zeros(1))
 
     def append(self, chunk: Chunk, rows: NDArray[np.int64]) -> None:
         """Write a chunk; `rows` are its rows' numbers in the source."""
@@ -100,7 +110,7 @@ class Writer:
         self._put("flags", chunk.trained * np.uint8(TRAINED) + chunk.straddling * np.uint8(STRADDLES))
         if self._weighted:
             self._put("weights", np.ones(len(chunk.ids), np.float32) if chunk.weights is None else chunk.weights)
-        self._put("lengths", chunk.lengths)
+        self._put("starts", chunk.offsets[1:] + self._num_tokens)
         self._put("whole", chunk.whole)
         self._put("answers", chunk.answers)
         self._put("rows", rows)
@@ -187,7 +197,7 @@ def _store(
         ids=arrays["ids"],
         flags=arrays["flags"],
         weights=arrays.get("weights"),
-        lengths=arrays["lengths"],
+        starts=arrays["starts"],
         whole=arrays["whole"],
         answers=arrays["answers"].reshape(-1, 2),
         rows=arrays["rows"],

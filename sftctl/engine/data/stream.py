@@ -258,7 +258,7 @@ class Stream:
 
     def _prepared(self, parts: Sequence[Part], source_of: NDArray[np.int16], started: float) -> Prepared:
         stores = tuple(_store(source, part) for source, part in zip(self._sources, parts, strict=True))
-        row_of = np.empty(len(source_of), dtype=np.int64)
+        row_of = np.empty(len(source_of), dtype=np.int32)
         for number, store in enumerate(stores):
             row_of[source_of == number] = np.arange(len(store))
         return Prepared(

@@ -80,7 +80,7 @@ def test_every_change_makes_another_entry(write_rows: Callable[..., str], folder
     assert not run(path, folder).cached
 
 
-@pytest.mark.parametrize("name", ["ids", "flags", "lengths", "answers", "rows", "whole", "index"])
+@pytest.mark.parametrize("name", ["ids", "flags", "starts", "answers", "rows", "whole", "index"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
 def test_a_damaged_entry_is_made_again(write_rows: Callable[..., str], folder: Path, name: str, damage: str) -> None:
     path = write_rows(ROWS)

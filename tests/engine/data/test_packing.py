@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftctl.engine.data.packing import PACKERS, _fill, one_each, pack, stable_order
+from sftctl.engine.data import packing
+from sftctl.engine.data.packing import PACKERS, _fill, counts_of, one_each, pack, stable_order
 from sftctl.records import Bins
 
 Piece = tuple[int, int, int]
@@ -217,7 +218,13 @@ def test_a_run_of_equal_lengths_is_one_operation() -> None:
     assert _fill([300], [1_000_000], 1024).tolist() == [[0, 333_333, 3], [333_333, 1, 1]]
 
 
-@given(st.lists(st.integers(0, 9) | st.integers(0, 2**32 - 1)))
-def test_stable_order_is_that_of_sorted(keys: list[int]) -> None:
-    """Python's own stable sort gives the same indices, for keys of more than 16 bits too."""
-    assert stable_order(np.array(keys, dtype=np.int64)).tolist() == sorted(range(len(keys)), key=keys.__getitem__)
+@given(st.lists(st.integers(0, 9) | st.integers(0, 99_999)), st.integers(1, 8))
+def test_stable_order_is_that_of_sorted(keys: list[int], block_rows: int) -> None:
+    """Python's own stable sort gives the same indices, for keys of more than 16 bits too, block by block."""
+    array, num_keys = np.array(keys, dtype=np.int32), max(keys, default=0) + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_block", lambda num_keys: block_rows)
+        counts = counts_of(array, num_keys)
+        order = stable_order(array, counts)
+    assert counts.tolist() == np.bincount(array, minlength=num_keys).tolist()
+    assert order.tolist() == sorted(range(len(keys)), key=keys.__getitem__)
