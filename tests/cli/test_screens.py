@@ -27,6 +27,7 @@ PROOF = MaskProof(
             where="data.datasets[0]",
             format="prompt_completion",
             rows=4000,
+            rows_used=4000,
             tokens=312000,
             trained_tokens=80000,
             roles=(RoleCount("prompt", 232000, 0), RoleCount("completion", 80000, 80000)),
@@ -41,7 +42,7 @@ PROOF = MaskProof(
             notes=("the column 'id' is not used",),
         ),
     ),
-    violations=(Problem("data.datasets[0]", "nothing trains in this source", help="look at rows"),),
+    violations=(Problem("data.datasets[0]", "nothing of it trains", help="look at rows"),),
 )
 
 
@@ -74,7 +75,7 @@ FACTS = (
     "left out: 3 rows, nothing to train",
     "cut to max_length: 2 rows, 40 trained tokens",
     "the column 'id' is not used",
-    "nothing trains in this source; look at rows",
+    "nothing of it trains; look at rows",
     "the attention isolates documents",
     "5.5000",
     "0.9625",

@@ -82,6 +82,81 @@ def test_a_source_with_nothing_to_train(attempt: Callable[..., str], tmp_path: P
     assert "max_length" in report
 
 
+def talk(question: str, answer: str) -> Row:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+STOPLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+ONE = '{path="0.jsonl"}'
+PROBLEMS: dict[str, tuple[list[list[Row]], str, list[str], tuple[str, str]]] = {
+    "a template that ends answers with no token": (
+        [[talk("a", "b")]],
+        ONE,
+        ["--chat-template-path", "template.jinja"],
+        (
+            "data.datasets[0]: none of the stop tokens (<|im_end|>) trains in any of the 1 rows",
+            "set model.eos_token, or a chat template that ends each answer with it",
+        ),
+    ),
+    "every row is cut before its end": (
+        [[talk("a", "b" * 90), talk("a", "c" * 90)]],
+        ONE,
+        ["--assistant-only-loss", "--max-length", "90"],
+        (
+            "data.datasets[0]: none of the stop tokens (<|im_end|>) trains in any of the 2 rows",
+            "the rows are cut before they end: raise sft.max_length",
+        ),
+    ),
+    "most of the targets are cut": (
+        [[talk("a", "b" * 90), talk("a", "b")]],
+        ONE,
+        ["--assistant-only-loss", "--max-length", "50"],
+        (
+            "data.datasets[0]: truncation cuts 66% of the targets, 61 tokens",
+            'raise sft.max_length, or drop long rows with sft.truncation_mode = "drop"',
+        ),
+    ),
+    "a share of no row": (
+        [[talk("a", "b")] * 4, [talk("c", "d")] * 4],
+        '{path="0.jsonl", fraction=1}, {path="1.jsonl", fraction=0.01}',
+        [],
+        (
+            "data.datasets[1]: nothing of this source trains: the mixture takes none of its 4 rows",
+            "raise its fraction or weight, or leave the source out",
+        ),
+    ),
+    "a weight that is never drawn": (
+        [[talk("a", "b")] * 4, [talk("c", "d")] * 4],
+        '{path="0.jsonl"}, {path="1.jsonl", weight=1e-9}',
+        ["--mixing", "interleave"],
+        (
+            "data.datasets[1]: nothing of this source trains: the mixture takes none of its 4 rows",
+            "raise its fraction or weight, or leave the source out",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_each_problem_of_the_masks(
+    attempt: Callable[..., str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """It stops a run before the weights load; `data stats` shows it; `on_mask_problem = "warn"` only says it."""
+    rows, sources, more, (problem, hint) = PROBLEMS[case]
+    (tmp_path / "template.jinja").write_text(STOPLESS)
+    for number, each in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    words = ["--set", f"data.datasets=[{sources}]", *more]
+    report = " ".join(attempt(*words).split())
+    assert problem in report
+    assert hint in report
+    assert main(["data", "stats", str(config), *words]) == 0
+    assert f"mask problem: {problem}; {hint}" in capsys.readouterr().out
+    lenient = ["--on-mask-problem=warn", "--max-steps=1", f"--output-dir={tmp_path}", "--run-name=a"]
+    assert main(["train", str(config), *words, *lenient]) == 0
+    assert f"mask problem: {problem}" in capsys.readouterr().out
+
+
 def test_assistant_only_loss_on_rows_without_a_conversation(attempt: Callable[..., str]) -> None:
     assert "assistant_only_loss" in attempt("--assistant-only-loss")
 

@@ -2,7 +2,8 @@
 
 For each source and role the tokens and the trained tokens; the rows cut and left out; the targets that truncation
 took; whether a stop token trains; two examples. Three things are violations, because each makes a useless model
-under a healthy loss: no stop token trains, nothing trains, more than half of the targets were cut.
+under a healthy loss: no stop token trains, a source gives nothing to train, more than half of the targets were cut.
+(A source of whose rows none can be trained on has no proof: it is refused where it is read.)
 
 All plain data: the command line draws it, `as_data` writes it.
 """
@@ -55,12 +56,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class SourceProof:
-    """What one source trains."""
+    """What one source trains. `rows_used` counts the samples that the mixture takes of its `rows`."""
 
     source: str
     where: str
     format: str
     rows: int
+    rows_used: int
     tokens: int
     trained_tokens: int
     roles: tuple[RoleCount, ...]
@@ -155,6 +157,7 @@ def prove(store: Store, ledger: SourceLedger, *, where: str, tokenizer: Tokenize
         where=where,
         format=ledger.format,
         rows=ledger.rows_kept,
+        rows_used=ledger.rows_used,
         tokens=ledger.tokens,
         trained_tokens=ledger.trained_tokens,
         roles=tuple(RoleCount(*row) for row in meta["tally"]["roles"]),
@@ -190,9 +193,9 @@ def violations(proof: SourceProof) -> list[Problem]:
     """What the proof of one source finds wrong."""
     found = []
     origin = Origin("data", proof.source)
-    if not proof.trained_tokens:
-        found.append(Problem(proof.where, "nothing trains in this source", origin, _help_for_nothing(proof)))
-        return found
+    if not proof.rows_used:
+        what = f"nothing of this source trains: the mixture takes none of its {proof.rows} rows"
+        found.append(Problem(proof.where, what, origin, "raise its fraction or weight, or leave the source out"))
     if not proof.rows_stop_trained:
         stops = ", ".join(proof.stop_tokens)
         what = (
@@ -217,12 +220,3 @@ def violations(proof: SourceProof) -> list[Problem]:
             )
         )
     return found
-
-
-def _help_for_nothing(proof: SourceProof) -> str:
-    if proof.rows_truncated or proof.trained_tokens_cut:
-        return "every target lies behind the cut: raise sft.max_length"
-    if proof.rows_dropped:
-        kind, count = next(iter(proof.rows_dropped.items()))
-        return f"{count} rows were left out as {kind}"
-    return "see which of its columns or roles hold the answers"
