@@ -225,9 +225,17 @@ def related(path: str) -> tuple[str, ...]:
         if path in rule.paths:
             found.append(f"has no effect without {rule.wanted}")
         elif path == rule.switch:
-            verb = "needs" if len(rule.paths) == 1 else "need"
-            found.append(f"{', '.join(rule.paths)} {verb} {rule.wanted}")
+            found.append(_needs(rule))
     return tuple(found)
+
+
+def texts() -> tuple[str, ...]:
+    """All rules between leaves, in words: contradictions, then what has no effect alone."""
+    return (*(rule.text for rule in CONFLICTS), *map(_needs, INERT))
+
+
+def _needs(rule: Inert) -> str:
+    return f"{', '.join(rule.paths)} {'needs' if len(rule.paths) == 1 else 'need'} {rule.wanted}"
 
 
 def idle_switches(bundle: Bundle, changed: frozenset[str]) -> frozenset[str]:
