@@ -26,3 +26,17 @@ def test_each_threat_names_a_test() -> None:
     assert len(rows) > 12
     for row in rows:
         assert re.search(r"`tests/[\w/]+\.py::test_\w+`", row), row
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in PAGES:
+        if page.parent.name in {"tutorial", "how-to", "reference"}:
+            assert f"({page.parent.name}/{page.name})" in index
