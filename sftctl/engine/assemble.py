@@ -31,7 +31,7 @@ from sftctl.engine.model.head import HeadReport, find_head, find_router, head_se
 from sftctl.engine.model.tokenizer import load_tokenizer
 from sftctl.engine.ranks import distributed
 from sftctl.engine.ranks.distributed import Ranks
-from sftctl.engine.ranks.sharding import Sharded, refuse_optimizer, resolve_strategy
+from sftctl.engine.ranks.sharding import Sharded, resolve_strategy
 from sftctl.engine.splits import Split
 from sftctl.engine.training.evaluate import answers_of, evaluate_loss
 from sftctl.engine.training.losses import LossSums
@@ -81,9 +81,8 @@ class Machine:
 
 
 def ranks_of(bundle: Bundle) -> Ranks:
-    """Join the other processes of the run. Raises ConfigError for what cannot be spread over them."""
+    """Join the other processes of the run. Raises ConfigError for fewer GPUs than processes."""
     ranks = distributed.start()
-    refuse_optimizer(bundle.optim.optimizer, ranks.world_size)
     if bundle.train.full_determinism:
         distributed.make_deterministic()
     return ranks
@@ -171,7 +170,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
     sharded = _sharded(bundle, model, loss, ranks, fused=head_report.fused, compute_dtype=compute_dtype)
     weights = Weights(model.named_parameters(), compute_dtype=None if sharded else compute_dtype)
     forward = sharded.forward if sharded else partial(loss, head=head if head_report.fused else None, weights=weights)
-    optimizer = _optimizer(bundle, weights)
+    optimizer = _optimizer(bundle, weights, precision=precision)
     step = TrainStep(
         forward,
         weights,
@@ -259,9 +258,9 @@ def _pad_token_id(inputs: Inputs) -> int:
     return 0 if pad_token_id is None else int(pad_token_id)
 
 
-def _optimizer(bundle: Bundle, weights: Weights) -> torch.optim.Optimizer:
+def _optimizer(bundle: Bundle, weights: Weights, *, precision: str) -> torch.optim.Optimizer:
     make = OPTIMIZERS[bundle.optim.optimizer]
-    settings = attrs.asdict(bundle.optim, recurse=False)
+    settings = {**attrs.asdict(bundle.optim, recurse=False), "precision": precision}
     return make(list(weights.named.items()), **parameters_of(settings, make))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from sftctl.cli.app import main
 
+sys.path.insert(0, str(Path(__file__).parent))  # for what test files share
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # for the launcher, which is a program too
 
 from launcher import Launcher

@@ -34,7 +34,7 @@ from sftctl.engine.model.checkpointing import KEPT, Mode
 from sftctl.engine.model.head import base_model
 from sftctl.engine.ranks.sharding import blocks_of
 from sftctl.engine.training.losses import head_bytes
-from sftctl.engine.training.optim import state_bytes
+from sftctl.engine.training.optim import WHOLE_STATES, state_bytes
 from sftctl.errors import ModelError, Problem
 from sftctl.records import Batch
 
@@ -157,7 +157,7 @@ def _weights(model: nn.Module, setup: Setup) -> dict[str, int]:
     return {
         "weights": frozen // n + gathered,
         "master weights": count * wide // n,
-        "optimiser": states // n,
+        "optimiser": states if setup.optimizer in WHOLE_STATES else states // n,
         "gradients": count * wide // n,
     }
 

@@ -186,6 +186,7 @@ def _rank(work: Callable[[], Any], folder: str) -> _Ended:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from sftctl.engine.ranks import distributed  # torch: by now it is there
 
+    _await_all_here(Path(folder))
     try:
         distributed.share_cores()
         ended = _Ended(work())
@@ -203,6 +204,17 @@ def _rank(work: Callable[[], Any], folder: str) -> _Ended:
         os._exit(1)  # at once: the others may be waiting for this one
     distributed.stop()
     return ended
+
+
+def _await_all_here(folder: Path) -> None:
+    """Connect to nothing before the last rank of this machine has been forked.
+
+    The launcher's store looks up the name of whoever connects, in a thread of its own, and glibc's resolver has a
+    lock: a rank that is forked at that moment has it locked for good, and waits for it at its first connection.
+    """
+    (folder / f"{os.environ['LOCAL_RANK']}.here").touch()
+    while len(list(folder.glob("*.here"))) < int(os.environ["LOCAL_WORLD_SIZE"]):
+        time.sleep(0.01)
 
 
 def _leave(word: _Word, path: Path) -> None:

@@ -39,17 +39,6 @@ def resolve_strategy(strategy: str, world_size: int) -> Strategy:
     return "ddp" if strategy == "ddp" else "fsdp"
 
 
-WHOLE_TENSORS = frozenset({"adafactor", "adamw_8bit"})
-"""Optimisers whose states are made of whole tensors: torch's Adafactor and bitsandbytes take no part of one."""
-
-
-def refuse_optimizer(optimizer: str, world_size: int) -> None:
-    """Raises ConfigError where the optimiser cannot work on weights that are spread over ranks."""
-    if world_size > 1 and optimizer in WHOLE_TENSORS:
-        message = f"{optimizer} works on whole tensors, and {world_size} processes have them in parts"
-        raise ConfigError(Problem("optim.optimizer", message, help='use "adamw", "sgd" or "muon", or one process'))
-
-
 class Root(nn.Module):
     """Model and loss as one module. `loss(batch, scale)` is called where the model's own weights are whole."""
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sftctl.engine.ranks.whole import WholeTensors
+from sftctl.engine.training.muon import Muon
 from sftctl.errors import ModelError, Problem
 
 Schedule = Callable[[int, int, int], float]
@@ -146,9 +149,9 @@ def _adamw_8bit(
     """AdamW with moments in 8 bits, by blocks (arXiv 2110.02861); tensors under 4,096 elements keep 32."""
     from bitsandbytes.optim import AdamW8bit  # optional, and seconds to import
 
-    groups = decay_groups(parameters, weight_decay=weight_decay)
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon)
-    return optimizer
+    return _of_whole_tensors(
+        parameters, partial(AdamW8bit, lr=learning_rate, betas=betas, eps=epsilon), weight_decay=weight_decay
+    )
 
 
 def _sgd(
@@ -160,8 +163,20 @@ def _sgd(
 def _adafactor(
     parameters: Sequence[tuple[str, Tensor]], *, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
+    return _of_whole_tensors(parameters, partial(torch.optim.Adafactor, lr=learning_rate), weight_decay=weight_decay)
+
+
+def _of_whole_tensors(
+    parameters: Sequence[tuple[str, Tensor]], make: Callable[..., torch.optim.Optimizer], *, weight_decay: float
+) -> torch.optim.Optimizer:
+    """`make(groups)`, or its like over ranks, where each has a part of every weight."""
     groups = decay_groups(parameters, weight_decay=weight_decay)
-    return torch.optim.Adafactor(groups, lr=learning_rate)
+    spread = any(isinstance(parameter, DTensor) for _, parameter in parameters)
+    return WholeTensors(groups, make) if spread else make(groups)
+
+
+WHOLE_STATES = frozenset({"adafactor", "adamw_8bit"})
+"""Optimisers whose states every rank holds whole."""
 
 
 def _muon(
@@ -171,24 +186,19 @@ def _muon(
     weight_decay: float,
     betas: tuple[float, float],
     epsilon: float,
+    precision: str = "fp32",
 ) -> torch.optim.Optimizer:
     """Muon for hidden matrices, AdamW for embeddings, head and vectors (as its paper has it, arXiv 2502.16982).
 
-    `match_rms_adamw` scales Muon's update to AdamW's usual size, so that one learning rate serves both.
+    Muon's update has AdamW's usual size, so that one learning rate serves both. `precision` is the run's.
     """
     hidden = [(name, parameter) for name, parameter in parameters if is_hidden_matrix(name, parameter)]
     names = {name for name, _ in hidden}
     rest = [(name, parameter) for name, parameter in parameters if name not in names]
     parts: list[torch.optim.Optimizer] = []
     if hidden:
-        parts.append(
-            torch.optim.Muon(
-                [parameter for _, parameter in hidden],
-                lr=learning_rate,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        parts.append(Muon([matrix for _, matrix in hidden], lr=learning_rate, weight_decay=weight_decay, dtype=dtype))
     if rest:
         parts.append(_adamw(rest, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, epsilon=epsilon))
     return Optimizers(parts)
