@@ -6,8 +6,14 @@
     ... --json curves.json --figure curves.svg                                              curves, kept and drawn
 
 Each side is a process of its own: ours through `sftctl.load` and `sftctl.train` as any user has it (the
-configuration is printed), TRL by its SFTTrainer in the interpreter given (throughput_trl.py), packed, and as it
-comes: not packed. Rows are questions and answers, of which the answers train. Rows are not shuffled, so that ours
+configuration is printed), TRL by its SFTTrainer in the interpreter given (throughput_trl.py), three times:
+
+TRL, packed         with the settings that make it fastest here, among them no gradient checkpointing
+TRL, not packed     the same settings, the same number of documents a step, padded
+TRL, its defaults   all that the task does not fix (model, rows, max_length, precision, steps, optimiser, float32
+                    weights) as SFTConfig has it: 8 rows a step, padded, gradient checkpointing on
+
+Rows are questions and answers, of which the answers train. Rows are not shuffled, so that ours
 and the packed peer train the same bins in the same order (both pack best-fit decreasing): their losses are to be
 the same curve. Sums are compared, since TRL trains the line feed after a turn's end too, which is certain and makes
 means smaller; a difference beyond --tolerance ends in exit code 1.
@@ -39,7 +45,7 @@ from typing import Any
 from throughput_inputs import make_tiny, write_rows
 
 HERE = Path(__file__).parent
-OURS, PACKED, DEFAULT = "ours", "TRL, packed", "TRL, not packed"
+OURS, PACKED, PLAIN, DEFAULT = "ours", "TRL, packed", "TRL, not packed", "TRL, its defaults"
 
 CONFIG = """\
 [model]
@@ -228,7 +234,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
     task = {
         "model": str(model), "rows": str(rows), "folder": str(folder), "steps": options.steps, "seed": 0,
         "max_length": options.max_length, "batch_size": options.batch_size, "precision": options.precision,
-        "learning_rate": options.learning_rate, "gradient_checkpointing": False, "packing": True,
+        "learning_rate": options.learning_rate, "packing": True, "defaults": False,
     }  # fmt: skip
     config = folder / "ours.toml"
     flags = {name: str(getattr(options, name)).lower() for name in ("gradient_checkpointing", "torch_compile")}
@@ -242,7 +248,8 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
         if options.default_steps:
             documents = round(count / options.steps)
             plain = task | {"packing": False, "batch_size": documents, "steps": options.default_steps}
-            sides[DEFAULT] = in_process(command, plain, folder, "default")
+            sides[PLAIN] = in_process(command, plain, folder, "plain")
+            sides[DEFAULT] = in_process(command, plain | {"defaults": True}, folder, "default")
     rate["flops"] = max(rate["flops"], in_process([*own, "rate"], task, folder, "rate again")["flops"])
     return rate, [Side(name, **found) for name, found in sides.items()], config.read_text(encoding="utf-8")
 
@@ -295,7 +302,8 @@ def draw(sides: list[Side], path: Path, *, title: str) -> None:
     from matplotlib import pyplot
 
     figure, (by_tokens, by_time) = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    styles = {OURS: ("#1f77b4", "-", 2.5), PACKED: ("#d62728", "--", 1.5), DEFAULT: ("#7f7f7f", ":", 1.5)}
+    styles = {OURS: ("#1f77b4", "-", 2.5), PACKED: ("#d62728", "--", 1.5), PLAIN: ("#7f7f7f", ":", 1.5)}
+    styles[DEFAULT] = ("#2ca02c", "-.", 1.5)
     for side in sides:
         colour, line, width = styles[side.name]
         look = {"color": colour, "linestyle": line, "linewidth": width, "label": side.name}
@@ -339,7 +347,9 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a Llama of two layers on sums, fp32")
     parser.add_argument("--trl", metavar="PYTHON", help="an interpreter that has trl")
     parser.add_argument("--steps", type=int, help="of ours and the packed peer (default 8; 60 with --tiny)")
-    parser.add_argument("--default-steps", type=int, help="of the peer not packed; 0: leave it out")
+    parser.add_argument(
+        "--default-steps", type=int, help="of the peer not packed and with its defaults; 0: leave both out"
+    )
     parser.add_argument("--warmup", type=int, default=1, help="steps that do not count")
     parser.add_argument("--max-length", type=int, help="default 512; 128 with --tiny")
     parser.add_argument("--batch-size", type=int, default=4, help="packed rows a step")
