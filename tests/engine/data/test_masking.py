@@ -86,14 +86,14 @@ def test_two_documents_written_out_by_hand(make_store: Any) -> None:
     start, end, newline = 257, 258, 10
     head = [start, *b"assistant\n"]
     first = [start, *b"user\na", end, newline, *head, 0xC3, 0xA9, *b"!", end, newline]
-    assert store.ids[: store.lengths[0]].tolist() == first
-    assert np.flatnonzero(store.trained[: store.lengths[0]]).tolist() == [20, 21, 22, 23]
+    assert store.ids[: store.starts[1]].tolist() == first
+    assert np.flatnonzero(store.trained[: store.starts[1]]).tolist() == [20, 21, 22, 23]
     assert [first[place] for place in (20, 21, 22, 23)] == [0xC3, 0xA9, ord("!"), end]
     second = [start, *b"system\ns", end, newline, start, *b"user\nb", end, newline, *head, ord("c"), end, newline]
     answer = len(second) - 3
     second += [start, *b"user\nd", end, newline, *head, end, newline]
-    assert store.ids[store.lengths[0] :].tolist() == second
-    assert np.flatnonzero(store.trained[store.lengths[0] :]).tolist() == [answer, answer + 1, len(second) - 2]
+    assert store.ids[store.starts[1] :].tolist() == second
+    assert np.flatnonzero(store.trained[store.starts[1] :]).tolist() == [answer, answer + 1, len(second) - 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -398,12 +398,12 @@ def test_a_message_s_weight_is_the_weight_of_its_tokens(make_store: Any, kits: A
     talk = [user("a"), assistant("b", weight=0.25), user("c"), assistant("d", weight=0), user("e"), assistant("f")]
     store = make_store([{"messages": talk}, {"messages": TALK}], kit, assistant_only_loss=True)
     assert store.weights is not None
-    first = slice(0, store.lengths[0])
+    first = slice(0, store.starts[1])
     trained = store.trained[first]
     assert store.weights[first][trained].tolist() == [0.25, 0.25, 1, 1]
     assert trained_text(store, kit) == ["b<|im_end|>", "f<|im_end|>"]
     assert not store.weights[first][~trained].any()
-    assert store.weights[store.lengths[0] :].tolist() == store.trained[store.lengths[0] :].tolist()
+    assert store.weights[store.starts[1] :].tolist() == store.trained[store.starts[1] :].tolist()
 
 
 @pytest.mark.parametrize(
