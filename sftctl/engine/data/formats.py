@@ -20,7 +20,6 @@ not fit is a bad row, and never read as something else.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,6 +35,8 @@ ROLES_OF_SHAREGPT = {
     "bot": "assistant",
     "observation": "tool",
 }
+LEAST, MOST = 1e-30, 1e30
+"""Of a message's weight, beside 0: what float32 holds, with room for what it is multiplied with."""
 ALPACA_COLUMNS = ("instruction", "input", "output")
 
 
@@ -238,11 +239,21 @@ def _weight(number: int, message: Message) -> float | None:
         raise BadRow(f"message {number}: train is true or false, and here it is {_kind(train)}")
     if weight is None:
         return None if train is None else float(train)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-        raise BadRow(f"message {number}: weight is a number from 0 up, and here it is {weight!r}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not (weight == 0 or LEAST <= weight <= MOST):
+        raise BadRow(
+            f"message {number}: weight is 0, or a number from {LEAST} to {MOST:g}, and here it is {_shortly(weight)}"
+        )
     if train is not None:
         raise BadRow(f"message {number} has both train and weight; a weight of 0 does not train")
     return float(weight)
+
+
+def _shortly(value: Any) -> str:
+    """A value as Python writes it, however long."""
+    if isinstance(value, int) and abs(value) > 10**30:  # of thousands of digits Python writes none
+        return "an integer of more than 30 digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _messages(name: str, value: Any) -> list[Message]:

@@ -8,10 +8,12 @@
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n
                                                          ^^^^^^^^^^^^^^^
 
-**Where it comes from.** A template with `{% generation %}` says it. Any other template is asked by rendering: the
+**Where it comes from.** A template with `{% generation %}` says it, in one block a turn or in several. Any other
+template is asked by rendering: the
 messages before the turn, with the generation prompt, must be what the whole conversation begins with, up to the
-turn; then the answer and its stop token must follow. Where they do not follow directly (tool calls, thinking),
-the conversation is rendered up to the turn and has to be a beginning of the whole again. Nothing is looked up in
+turn; then the answer and its stop token must follow. Where they do not follow directly (tool calls, thinking), or
+the next message begins with a stop token of its own, the conversation is rendered up to the turn and has to be a
+beginning of the whole again. Nothing is looked up in
 a list of known templates, and what cannot be verified on this very conversation is a `MaskProblem` that names the
 turn. Cost of the proof: one more rendering a turn that trains, 11 microseconds for a template of four lines.
 
@@ -24,9 +26,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sftctl.engine.data.formats import ChatRow, Message
-from sftctl.engine.data.templates import ChatTemplate, TemplateRefusal
+from sftctl.engine.data.templates import ChatTemplate, Marked, TemplateRefusal
 
 PROBES = ("Zqvprobea", "Zqvprobeb", "Zqvprobec", "Zqvprobed")
 
@@ -46,10 +49,20 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A rendered conversation. `turns` is by message index; `verified` says that every wanted turn is in it."""
+    """A rendered conversation.
+
+    `turns` are wanted assistant turns by message index, each in its parts: one, but where a template marks more.
+    `spans` are all the characters of the wanted turns, also where it does not matter which belongs to which.
+    """
 
     text: str
-    turns: Mapping[int, Turn]
+    turns: Mapping[int, tuple[Turn, ...]]
+    spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, text: str, turns: Mapping[int, tuple[Turn, ...]]) -> Conversation:
+        """From turns that are all known."""
+        return cls(text, turns, tuple((part.start, part.end) for parts in turns.values() for part in parts))
 
 
 class Masker:
@@ -75,14 +88,15 @@ class Masker:
         if self.template.marks_generation(row.tools):
             return self._by_tags(row, wanted, required)
         text = self._render(row, row.messages)
+        _refuse_unwritten(row, text)
         turns = {}
         for index in wanted:
             try:
-                turns[index] = self._turn(row, text, index)
+                turns[index] = (self._turn(row, text, index),)
             except MaskProblem:
                 if required:
                     raise
-        return Conversation(text, turns)
+        return Conversation.of(text, turns)
 
     def prompt_end(self, row: ChatRow, text: str, num_prompt: int) -> int:
         """Where the completion begins: the prompt, rendered with the generation prompt, must begin the whole."""
@@ -102,29 +116,74 @@ class Masker:
 
     def _by_tags(self, row: ChatRow, wanted: Sequence[int], required: bool) -> Conversation:
         marked = self.template.render_marked(row.messages, tools=row.tools, kwargs=row.kwargs)
-        turns = [self._tidy(marked.text, start, end) for start, end in marked.spans]
+        text = marked.text
+        _refuse_unwritten(row, text)
         indices = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
-        if len(turns) == len(indices):
-            by_index = dict(zip(indices, turns, strict=True))
-            return Conversation(marked.text, {index: by_index[index] for index in wanted})
-        if required and len(wanted) < len(indices):
+        stops = self._stops_after(row, marked)
+        parts = [self._tidy(text, start, end, stop) for (start, end), stop in zip(marked.spans, stops, strict=True)]
+        turns = self._turns_of(row, text, parts, indices)
+        if turns is not None:
+            return Conversation.of(text, {index: turns[index] for index in wanted if turns[index]})
+        if required and (len(wanted) < len(indices) or row.weights):
             raise MaskProblem(
-                f"the template marks {len(turns)} generation blocks for {len(indices)} assistant turns, "
-                "so that none can be told apart"
+                f"the template marks {len(parts)} generation blocks for {len(indices)} assistant turns, "
+                "and none can be told apart"
             )
-        # All turns are wanted: which block belongs to which does not matter.
-        return Conversation(marked.text, dict(enumerate(turns)))
+        return Conversation(text, {}, tuple((part.start, part.end) for part in parts))  # all are wanted alike
 
-    def _tidy(self, text: str, start: int, end: int) -> Turn:
+    def _turns_of(
+        self, row: ChatRow, text: str, parts: Sequence[Turn], indices: Sequence[int]
+    ) -> dict[int, tuple[Turn, ...]] | None:
+        """Which blocks belong to which turn: by what they say, else by where each message is rendered."""
+        if len(parts) == len(indices):
+            said = (text[part.start : part.answer_end].strip() for part in parts)
+            given = (_text_of(row.messages[index]).strip() for index in indices)
+            if all(one in other or other in one for one, other in zip(said, given, strict=True)):
+                return {index: (part,) for index, part in zip(indices, parts, strict=True)}
+        try:
+            regions = {index: self.message_spans(row, text, index) for index in indices}
+        except MaskProblem:
+            return None
+        return {
+            index: tuple(part for part in parts if start <= part.start and part.end <= end)
+            for index, (start, end) in regions.items()
+        }
+
+    def _tidy(self, text: str, start: int, end: int, stop_end: int | None) -> Turn:
         """A tag's span without the generation prompt it may begin with, with the stop token that may follow it."""
-        if self._generation_prompt and text.startswith(self._generation_prompt, start, end):
-            start += len(self._generation_prompt)
-        following = self._stop.match(text, end)
-        if following:
-            return Turn(start, end, following.end())
+        prompt = self._generation_prompt
+        if prompt and text.startswith(prompt, start, end) and not text.endswith(prompt, 0, start):
+            start += len(prompt)  # where the prompt stands before the tag, the answer itself begins like one
+        if stop_end is not None:
+            return Turn(start, end, stop_end)
         end = start + len(text[start:end].rstrip())
         stop = self._last_stop(text, start, end)
         return Turn(start, stop if stop is not None else end, end)
+
+    def _stops_after(self, row: ChatRow, marked: Marked) -> list[int | None]:
+        """Where the template's stop token ends that follows each block at once, None where there is none.
+
+        Where it may be what the next message begins with, the conversation is rendered with another text there.
+        """
+        found = [self._stop.match(marked.text, end) for _, end in marked.spans]
+        if any(stop and self._may_be_said(row, marked.text, stop.start()) for stop in found):
+            others = [
+                {**message, "content": PROBES[0]}
+                if message["role"] != "assistant" and self._then_stop.match(_text_of(message))
+                else message
+                for message in row.messages
+            ]
+            without = self.template.render_marked(others, tools=row.tools, kwargs=row.kwargs)
+            written = [self._stop.match(without.text, end) for _, end in without.spans]
+            if len(written) != len(found):
+                return [None] * len(found)
+            found = [stop if own else None for stop, own in zip(found, written, strict=True)]
+        return [stop.end() if stop else None for stop in found]
+
+    def _may_be_said(self, row: ChatRow, text: str, place: int) -> bool:
+        """Whether the stop token at `place` may be what somebody else's message begins with."""
+        contents = (_text_of(message) for message in row.messages if message["role"] != "assistant")
+        return any(self._then_stop.match(said) and text.startswith(said.strip(), place) for said in contents)
 
     def _last_stop(self, text: str, start: int, end: int) -> int | None:
         """Where the stop token begins that ends `text[start:end]`."""
@@ -143,7 +202,7 @@ class Masker:
         for answer in _answers(row.messages[index]):
             if text.startswith(answer, start):
                 stop = self._then_stop.match(text, start + len(answer))
-                if stop:
+                if stop and not self._may_be_said(row, text, stop.start("stop")):
                     return Turn(start, stop.start("stop"), stop.end())
         end = self._region_end(row, text, index)
         if end < start:
@@ -216,6 +275,30 @@ class _Probe:
         if ends and ends[0] and second in whole:
             header = whole[ends[0].end() : whole.index(second)].lstrip()
         return cls(stops, prompted[len(asked) :] if prompted.startswith(asked) else "", header)
+
+
+def _refuse_unwritten(row: ChatRow, text: str) -> None:
+    """Raises MaskProblem where the template writes a message's content as Python prints it, or leaves out its calls."""
+    for index, message in enumerate(row.messages):
+        content = message.get("content")
+        if isinstance(content, list) and str(content) in text:
+            raise MaskProblem(
+                f"message {index} ({message['role']}) has a list of parts as content, and the template writes it "
+                f"as Python prints it: {str(content)[:60]}"
+            )
+        for call in message.get("tool_calls") or ():
+            name = _name_of(call)
+            if name and name not in text:
+                raise MaskProblem(
+                    f"message {index} ({message['role']}) calls the tool {name!r}, and the template leaves the call out"
+                )
+
+
+def _name_of(call: Any) -> str | None:
+    """The name of the function that a tool call calls."""
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    name = inner.get("name") if isinstance(inner, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _answers(message: Message) -> Iterable[str]:

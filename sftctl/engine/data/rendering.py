@@ -78,12 +78,12 @@ class Renderer:
         wanted = assistants[-1:] if loss.last_turn_only_loss else assistants
         conversation = self._masker.conversation(row, wanted, required=by_turns)
         text, turns = conversation.text, conversation.turns
-        base = [(turn.start, turn.end) for turn in turns.values()] if by_turns else [(0, len(text))]
+        base = list(conversation.spans) if by_turns else [(0, len(text))]
         if row.num_prompt is not None and self._completions_only:
             base = _intersect(base, self._completion(row, conversation, row.num_prompt))
         spans = self._weighted(row, conversation, base) if row.weights else [Span(start, end) for start, end in base]
         last = turns.get(assistants[-1]) if assistants else None
-        answer = (last.start, last.answer_end) if last is not None else None
+        answer = (last[0].start, last[-1].answer_end) if last is not None else None
         return RenderedRow(Rendered(text, tuple(spans), True), _roles(row, conversation), answer)
 
     def _completion(self, row: ChatRow, conversation: Conversation, num_prompt: int) -> tuple[int, int]:
@@ -91,9 +91,9 @@ class Renderer:
         assert self._masker is not None
         last = conversation.turns.get(len(row.messages) - 1)
         if last is not None and num_prompt == len(row.messages) - 1:
-            return last.start, last.end
+            return last[0].start, last[-1].end
         start = self._masker.prompt_end(row, conversation.text, num_prompt)
-        return start, last.end if last is not None else len(conversation.text.rstrip())
+        return start, last[-1].end if last is not None else len(conversation.text.rstrip())
 
     def _weighted(self, row: ChatRow, conversation: Conversation, base: Sequence[tuple[int, int]]) -> list[Span]:
         """The spans of `base`, with the messages that say `train` or `weight` set to theirs."""
@@ -105,8 +105,7 @@ class Renderer:
                 continue
             role = row.messages[index]["role"]
             if index in conversation.turns:
-                turn = conversation.turns[index]
-                own.append((turn.start, turn.end, weight))
+                own += [(part.start, part.end, weight) for part in conversation.turns[index]]
             elif role != "assistant" and self._loss.assistant_only_loss and weight > 0:
                 raise BadRow(
                     f"message {index} ({role}) asks to be trained, and assistant_only_loss trains assistants only"
@@ -151,9 +150,9 @@ def _roles(row: ChatRow, conversation: Conversation) -> tuple[tuple[int, int, in
     text, found, cursor = conversation.text, [], 0
     for index, message in enumerate(row.messages):
         if index in conversation.turns:
-            turn = conversation.turns[index]
-            found.append((turn.start, turn.end, ROLE_CODES["assistant"]))
-            cursor = turn.end
+            parts = conversation.turns[index]
+            found += [(part.start, part.end, ROLE_CODES["assistant"]) for part in parts]
+            cursor = parts[-1].end
             continue
         content = message.get("content", "")
         place = text.find(content, cursor) if isinstance(content, str) and content else -1

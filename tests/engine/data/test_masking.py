@@ -414,8 +414,11 @@ def test_a_message_s_weight_is_the_weight_of_its_tokens(make_store: Any, kits: A
             r"message 0 \(user\) asks to be trained, and assistant_only_loss trains assistants only",
         ),
         (user("a", train=1), "message 0: train is true or false, and here it is a number"),
-        (user("a", weight=-1), "message 0: weight is a number from 0 up, and here it is -1"),
-        (user("a", weight=float("nan")), "message 0: weight is a number from 0 up, and here it is nan"),
+        (user("a", weight=-1), "message 0: weight is 0, or a number from 1e-30 to 1e\\+30, and here it is -1"),
+        (user("a", weight=float("nan")), "message 0: weight is 0, or .* and here it is nan"),
+        (user("a", weight=1e39), "message 0: weight is 0, or .* and here it is 1e\\+39"),
+        (user("a", weight=1e-50), "message 0: weight is 0, or .* and here it is 1e-50"),
+        (user("a", weight=10**5000), "message 0: weight is 0, or .* and here it is an integer of more than 30 digits"),
         (user("a", weight=1, train=False), "message 0 has both train and weight"),
     ],
 )
