@@ -258,16 +258,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
     """The 2-norm over all gradients of all ranks, float32, a scalar. 0 where nothing has a gradient."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    grads = gradients_of(parameters)
     if not grads:
         return torch.zeros(())
     norm = nn.utils.get_total_norm(grads, norm_type=2.0)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def clip_gradients(parameters: Sequence[Tensor], norm: Tensor, max_grad_norm: float) -> None:
-    """Scale all gradients by max_grad_norm / (norm + 1e-6) where that is below 1, as torch does."""
-    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+def clip_gradients(parameters: Sequence[Tensor], grad_norm: float, max_grad_norm: float) -> None:
+    """Scale all gradients by max_grad_norm / (grad_norm + 1e-6), as torch does, where the norm is above the maximum.
+
+    The norm is on the host by then, for the report, so a step that needs no clipping reads and writes no gradient.
+    """
+    if grad_norm > max_grad_norm:
+        torch._foreach_mul_(gradients_of(parameters), max_grad_norm / (grad_norm + 1e-6))
+
+
+def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def parameters_of(settings: Mapping[str, Any], function: Callable[..., object]) -> dict[str, Any]:

@@ -135,12 +135,11 @@ class TrainStep:
         for number, batch in enumerate(batches, start=1):
             self.before_batch(number == len(batches))
             sums.append(self._accumulate(batch, share))
-        norm = gradient_norm(self.weights.masters)
+        grad_norm = float(gradient_norm(self.weights.masters))
         loss, correct, entropy, router_aux = self.ranks.total(torch.stack(sums).sum(0).tolist())
-        grad_norm = float(norm)
         self._refuse_not_finite(loss, grad_norm, batches)
         if self.max_grad_norm is not None:
-            clip_gradients(self.weights.masters, norm, self.max_grad_norm)
+            clip_gradients(self.weights.masters, grad_norm, self.max_grad_norm)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.weights.publish()

@@ -179,13 +179,20 @@ def test_muons_state_comes_back() -> None:
 
 
 def test_clipping_scales_to_the_norm() -> None:
-    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    """As torch's own clipping where the norm is above the maximum; below it not a bit of a gradient changes."""
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad = torch.tensor([3.0, 0.0])
     parameters[1].grad = torch.tensor([4.0])
     norm = gradient_norm(parameters)
     assert norm.item() == 5.0
-    clip_gradients(parameters, norm, 1.0)
+    torchs = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    torchs[0].grad, torchs[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    nn.utils.clip_grads_with_norm_(torchs, 1.0, norm)
+    clip_gradients(parameters, 5.0, 1.0)
+    for one, other in zip(torchs, parameters[:2], strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
     assert gradient_norm(parameters).item() == pytest.approx(1.0, rel=1e-5)
-    clip_gradients(parameters, gradient_norm(parameters), 10.0)
-    assert gradient_norm(parameters).item() == pytest.approx(1.0, rel=1e-5)
+    before = [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None]
+    clip_gradients(parameters, 1.0, 1.0)
+    assert [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None] == before
     assert math.isclose(gradient_norm([nn.Parameter(torch.zeros(2))]).item(), 0.0)
