@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from sftctl.cli.app import main
 
@@ -18,6 +19,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # for the launche
 from launcher import Launcher
 
 ROWS = 24
+
+ON_A_GPU = {"test_adapters", "test_compile", "test_devices", "test_equivalence", "test_training"}
+"""Test files whose runs take the GPU where there is one: there `pytest -m cuda` runs them too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With a GPU, ranks take one each, and the launcher of these tests forks, which CUDA does not survive."""
+    if not torch.cuda.is_available():
+        return
+    for item in items:
+        if "launcher" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason="forks: run it with CUDA_VISIBLE_DEVICES="))
+        elif item.path.parent == Path(__file__).parent and item.path.stem in ON_A_GPU:
+            item.add_marker(pytest.mark.cuda)
 
 
 @pytest.fixture(scope="session")
