@@ -21,6 +21,7 @@ from over_ranks import (
     Run,
     assert_same_curve,
     assert_same_weights,
+    curve,
     runner,
 )
 from peft import AutoPeftModelForCausalLM
@@ -143,7 +144,7 @@ def adapt(launcher: Any, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
     base = load_model(
         name_or_path=None,
         init="random",
-        architecture={"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        architecture={"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
                       "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
         vocab_size=len(tokenizer),
         token_ids={"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None},
@@ -207,3 +208,26 @@ def test_an_adapter_goes_on_with_another_number_of_ranks(
     path = trained(adapt, name, *options, *after)
     assert_same_curve(path, alone)
     assert_same_weights(path / ADAPTER, alone / ADAPTER)
+
+
+UNREFUSED = (
+    "from sftctl.engine import assemble_model as module; module.refuse_without_bitsandbytes = lambda **given: None"
+)
+"""On a CPU users are refused; bitsandbytes computes there too."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("cut", ["fsdp", "ddp"])
+@pytest.mark.parametrize(
+    "bits", [["--load-in-8bit"], ["--load-in-4bit"], ["--load-in-4bit", "--bnb-4bit-quant-storage=bfloat16"]]
+)
+def test_a_quantised_base_is_whole_on_every_rank(
+    bits: list[str], cut: str, adapt: Run, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id
+    code, said, alone = adapt(f"alone-{name}", *bits, patch=UNREFUSED)
+    assert code == 0, said
+    code, said, path = adapt(name, *bits, *(TWO if cut == "fsdp" else DDP), patch=UNREFUSED)
+    assert code == 0, said
+    assert [each["loss"] for each in curve(path)] == pytest.approx([each["loss"] for each in curve(alone)], rel=1e-3)

@@ -138,13 +138,17 @@ def plan_memory(model: Any, count: ActivationCount, setup: Setup, *, resident: i
 
 
 def _weights(model: nn.Module, setup: Setup) -> dict[str, int]:
-    """Of one rank: with n shards it holds its n-th part, and the weights of the largest block and of the root whole."""
+    """Of one rank: with n shards it holds its n-th part, and the weights of the largest block and of the root whole.
+
+    Quantised weights are whole on every rank.
+    """
     parameters = list(model.named_parameters())
     trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     size, wide = setup.compute_dtype.itemsize, 4
     blocks = blocks_of(model)
     packed = _packed(blocks, setup)
-    computed = sum(p.numel() for _, p in parameters) * size - packed * size + packed * (setup.bits or 0) // 8
+    packed_bytes = packed * (setup.bits or 0) // 8
+    computed = (sum(p.numel() for _, p in parameters) - packed) * size + packed_bytes
     count = sum(parameter.numel() for _, parameter in trained)
     masters = count * wide if size < wide else 0
     states = state_bytes(setup.optimizer, trained)
@@ -152,10 +156,11 @@ def _weights(model: nn.Module, setup: Setup) -> dict[str, int]:
         return {"weights": computed, "master weights": masters, "optimiser": states, "gradients": count * wide}
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     gathered = (max(sizes, default=0) + sum(p.numel() for _, p in parameters) - sum(sizes)) * size
+    gathered = max(0, gathered - packed * size // max(1, len(blocks)))
     n = setup.shards
-    frozen = computed - count * size
+    frozen = computed - packed_bytes - count * size
     return {
-        "weights": frozen // n + gathered,
+        "weights": packed_bytes + frozen // n + gathered,
         "master weights": count * wide // n,
         "optimiser": states if setup.optimizer in WHOLE_STATES else states // n,
         "gradients": count * wide // n,

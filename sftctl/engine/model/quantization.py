@@ -37,6 +37,11 @@ def quantization_config(
     )
 
 
+def is_quantized(parameter: torch.nn.Parameter) -> bool:
+    """Whether it is one of bitsandbytes' own kinds, whatever dtype it is stored in."""
+    return type(parameter).__module__.startswith("bitsandbytes.")
+
+
 def refuse_without_bitsandbytes(*, bits: Literal[4, 8], device: torch.device, init: str) -> None:
     """Raise ModelError, before anything loads, where weights cannot be had in so many bits."""
     path = f"peft.load_in_{bits}bit"

@@ -8,6 +8,8 @@ The decoder blocks are groups of their own, gathered when they run. All else is 
 norm, head, so tied weights are in one group. The loss is computed inside the root's forward, because there its
 weights are whole, and the fused loss makes the head's gradient there.
 
+Weights that bitsandbytes has quantised stay whole on every rank: a part of one has lost what it is unpacked by.
+
 Gradients are summed over ranks and never averaged: the loss is divided by the tokens of the whole global batch
 already. Sums are float32 whatever the compute dtype; micro-batches add up in float32 too.
 """
@@ -24,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from sftctl.engine.model.quantization import is_quantized
 from sftctl.engine.ranks.distributed import Ranks
 from sftctl.engine.training.losses import LossSums
 from sftctl.errors import ConfigError, Problem
@@ -76,6 +79,7 @@ class Sharded:
             "mesh": _mesh(ranks, ranks.world_size if replicated else hsdp_replicas),
             "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32),
             "offload_policy": CPUOffloadPolicy() if cpu_offload and ranks.device.type == "cuda" else OffloadPolicy(),
+            "ignored_params": {parameter for parameter in model.parameters() if is_quantized(parameter)},
         }
         self._groups: list[FSDPModule] = []
         for block in blocks_of(model):
