@@ -5,7 +5,7 @@ once: saved-tensor hooks count what it would keep for the backward pass, by deco
 from the parameters. Of a step there are two moments that can be the peak:
 
     the backward pass begins    weights, masters, optimiser, activations, head and loss; with several micro-batches
-                                a step all gradients too, else the head's alone
+                                a step, or on a CPU, all gradients too, else the head's alone
     the backward pass ends      weights, masters, optimiser, all gradients, one block's activations
 
 All is counted for full sequences (`batch size · max_length` tokens, every one of them supervised), which packing
@@ -126,7 +126,9 @@ def plan_memory(model: Any, count: ActivationCount, setup: Setup, *, resident: i
     kept, host = _kept(found, setup, count.blocks)
     head, head_gradient = _head(model, setup)
     gradients = parts.pop("gradients")
-    at_begin = gradients if setup.accumulation > 1 else head_gradient // setup.shards
+    # A CPU run keeps the memory that it frees, and gradients fit badly into what activations have left there.
+    all_at_once = setup.accumulation > 1 or setup.device == "cpu"
+    at_begin = gradients if all_at_once else head_gradient // setup.shards
     if kept + head + at_begin >= found.largest + gradients:
         parts |= {"gradients": at_begin, "activations": kept, "head and loss": head}
     else:
