@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sftctl.config.schema import Bundle, Dataset
 from sftctl.config.table import thaw
+from sftctl.engine.data.laid import proven
 from sftctl.engine.data.origin import Source
 from sftctl.engine.data.packing import one_each, pack
 from sftctl.engine.data.plan import EpochPlan, evaluation_plan
@@ -136,6 +137,7 @@ def _laid(bundle: Bundle, lengths: NDArray[np.int32], *, packing: bool) -> Bins:
 
 def _training_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> WholeSplit:
     bins = _laid(bundle, rows.lengths, packing=bundle.sft.packing)
+    rows = proven(rows, bins, on_mask_problem=bundle.data.on_mask_problem)
 
     @lru_cache(maxsize=2)
     def plan(epoch: int) -> EpochPlan:
@@ -148,11 +150,11 @@ def _training_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> Whole
             **_batch_sizes(bundle, world_size),
         )
 
-    return WholeSplit(rows, bins, plan)
+    return WholeSplit(rows, plan)
 
 
 def _evaluation_split(bundle: Bundle, rows: Prepared, *, world_size: int) -> WholeSplit:
     bins = _laid(bundle, rows.lengths, packing=eval_packing(bundle))
     batch_size = bundle.eval.per_device_eval_batch_size
     plan = evaluation_plan(bins, fingerprint=rows.fingerprint, batch_size=batch_size, world_size=world_size)
-    return WholeSplit(rows, bins, lambda epoch: plan)
+    return WholeSplit(rows, lambda epoch: plan)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sftctl.engine.data.laid import trained_at_cuts
 from sftctl.engine.data.ledger import Dropped, Ledger
 from sftctl.engine.data.plan import EpochPlan
 from sftctl.engine.data.prepare import Prepared
@@ -21,7 +22,10 @@ from sftctl.records import Bins
 
 
 class Split(Protocol):
-    """Training or evaluation rows. `rows` and `bins` are all of them, or those of the window that trains now."""
+    """Training or evaluation rows. `rows` are all of them, or those of the window that trains now.
+
+    `bins` are those of the first epoch, or of that window.
+    """
 
     @property
     def rows(self) -> Prepared: ...
@@ -52,11 +56,14 @@ class Split(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeSplit:
-    """Rows that are all there, laid into bins, and the plan of an epoch."""
+    """Rows that are all there, and the plan of an epoch."""
 
     rows: Prepared
-    bins: Bins
     plan: Callable[[int], EpochPlan]
+
+    @property
+    def bins(self) -> Bins:
+        return self.plan(0).bins
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,7 +84,8 @@ class WholeSplit:
         return self.rows, self.plan(epoch), step
 
     def facts(self) -> dict[str, Any]:
-        return _facts(self.rows.ledger, self.rows.fingerprint, self.plan(0), steps=self.steps_per_epoch)
+        facts = _facts(self.rows.ledger, self.rows, self.rows.fingerprint, self.plan(0))
+        return {**facts, "steps_per_epoch": self.steps_per_epoch}
 
     def dropped(self) -> Iterable[Dropped]:
         return self.rows.ledger.dropped()
@@ -120,7 +128,7 @@ class StreamedSplit:
 
     def facts(self) -> dict[str, Any]:
         window = self.stream.window
-        facts = _facts(window.ledger, self.stream.fingerprint, window.plan, steps=self.total_steps)
+        facts = _facts(window.ledger, window.rows, self.stream.fingerprint, window.plan)
         progress = {"number": window.state["number"], "first_step": window.first_step, "end_step": window.end_step}
         return {**facts, "window": progress}
 
@@ -128,7 +136,7 @@ class StreamedSplit:
         return self.stream.window.dropped
 
 
-def _facts(ledger: Ledger, fingerprint: str, plan: EpochPlan, *, steps: int) -> dict[str, Any]:
+def _facts(ledger: Ledger, rows: Prepared, fingerprint: str, plan: EpochPlan) -> dict[str, Any]:
     bins = plan.bins
     return {
         **ledger.as_data(),
@@ -137,6 +145,6 @@ def _facts(ledger: Ledger, fingerprint: str, plan: EpochPlan, *, steps: int) -> 
         "documents": len(bins.sample),
         "tokens": int(bins.length.sum()),
         "longest_document": int(bins.length.max(initial=0)),
-        "steps_per_epoch": steps,
+        "trained_tokens_at_cuts": trained_at_cuts(rows, bins),
         "plan_hash": plan.digest,
     }

@@ -182,6 +182,21 @@ def test_a_stream_is_looked_at_by_its_first_window(
     )
 
 
+def test_packed_sequences_are_those_that_train(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Rows of equal length change places between sequences in each epoch; shown are those of the first."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n:04}"}) + "\n" for n in range(60)))
+    packed = ["--packing", "--max-length", "32", "--tokenizer", "bytes", "--dataset", str(path), "--format", "json"]
+    words = ["preview", "--packed", "--rows", "99", *packed]
+    texts = [json.loads(line)["text"] for line in said(capsys, *words).splitlines()]
+    streamed = said(capsys, *words, "--streaming", "--max-steps", "1").splitlines()
+    assert sorted("".join(texts).split("<|im_end|>")[:-1]) == [f"{n:04}" for n in range(60)]
+    assert texts[0] != "".join(f"{n:04}<|im_end|>" for n in range(6))
+    in_order = said(capsys, *words, "--no-shuffle").splitlines()
+    assert json.loads(in_order[0])["text"] == "".join(f"{n:04}<|im_end|>" for n in range(6))
+    assert len(streamed) == len(texts) == len(in_order)
+
+
 def test_a_mask_problem_is_shown_and_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: str) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")

@@ -32,7 +32,7 @@ class Book:
 
     def __init__(self, settled: Settled) -> None:
         self._settled = settled
-        self._tally = Tally(settled.stop_ids)
+        self._tally = Tally()
         self._kept = self._truncated = self._tokens_cut = self._trained_cut = 0
 
     def add(self, chunk: Chunk, trained_cut: NDArray[np.int64]) -> None:

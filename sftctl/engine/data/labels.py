@@ -37,7 +37,7 @@ class Chunk:
 
     `weights` is None where every trained token weighs 1. `answers[r]` are the tokens of the last answer, without
     its stop token, or -1. `straddling` marks tokens across a span's beginning. `whole[r]` is the row's length
-    before any cut.
+    before any cut. `stops` marks the tokens that end an answer, whether they train or not.
     """
 
     ids: NDArray[np.int32]
@@ -48,6 +48,7 @@ class Chunk:
     answers: NDArray[np.int32]
     straddling: NDArray[np.bool_]
     whole: NDArray[np.int32]
+    stops: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -84,6 +85,7 @@ def label(encoded: Encoded, rows: Sequence[RenderedRow]) -> Chunk:
         places.answers(rows),
         places.straddling(spans, trained),
         np.diff(encoded.offsets).astype(np.int32),
+        places.span_of_tokens([(row, *stop) for row, item in enumerate(rows) for stop in item.stops]) >= 0,
     )
     return without_first(chunk)
 
@@ -195,7 +197,7 @@ def framed(chunk: Chunk, prefix: Sequence[int], suffix: Sequence[int], eos: int 
         return out
 
     ids, trained, roles = spread(chunk.ids, np.int32), spread(chunk.trained, np.bool_), spread(chunk.roles, np.uint8)
-    straddling = spread(chunk.straddling, np.bool_)
+    straddling, stops = spread(chunk.straddling, np.bool_), np.zeros(len(ids), dtype=bool)
     weights = None if chunk.weights is None else spread(chunk.weights, np.float32)
     for place, token in enumerate(prefix):
         ids[offsets[:-1] + place] = token
@@ -205,12 +207,13 @@ def framed(chunk: Chunk, prefix: Sequence[int], suffix: Sequence[int], eos: int 
         ends = offsets[1:][wants_eos] - 1
         ids[ends], trained[ends] = eos, True
         final = offsets[1:] - 1
-        trained[final[ids[final] == eos]] = True
+        stops[final[ids[final] == eos]] = True
+        trained |= stops
         if weights is not None:
             weights[ends] = 1
     answers = np.where(chunk.answers == NO_ANSWER, NO_ANSWER, chunk.answers + num_before).astype(np.int32)
-    framed = Chunk(ids, trained, weights, roles, offsets, answers, straddling, np.diff(offsets).astype(np.int32))
-    return without_first(framed)
+    whole = np.diff(offsets).astype(np.int32)
+    return without_first(Chunk(ids, trained, weights, roles, offsets, answers, straddling, whole, stops))
 
 
 def _last_ids(chunk: Chunk) -> list[int]:
@@ -220,8 +223,11 @@ def _last_ids(chunk: Chunk) -> list[int]:
     ]
 
 
-def of_tokens(rows: Sequence[TokensRow], loss: Loss) -> Chunk:
-    """Rows that came as ids. Every mask they carry applies; completion_only_loss = false leaves out completion_mask."""
+def of_tokens(rows: Sequence[TokensRow], loss: Loss, stop_ids: Sequence[int]) -> Chunk:
+    """Rows that came as ids, in which every one of `stop_ids` ends an answer.
+
+    Every mask they carry applies; completion_only_loss = false leaves out completion_mask.
+    """
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row.input_ids) for row in rows], out=offsets[1:])
     ids = np.concatenate([np.array(row.input_ids, dtype=np.int32) for row in rows])
@@ -237,7 +243,8 @@ def of_tokens(rows: Sequence[TokensRow], loss: Loss) -> Chunk:
     roles = np.full(len(ids), ROLE_CODES["tokens"], dtype=np.uint8)
     answers = np.full((len(rows), 2), NO_ANSWER, dtype=np.int32)
     whole = np.diff(offsets).astype(np.int32)
-    return without_first(Chunk(ids, trained, None, roles, offsets, answers, np.zeros(len(ids), dtype=bool), whole))
+    straddling, stops = np.zeros(len(ids), dtype=bool), np.isin(ids, stop_ids)
+    return without_first(Chunk(ids, trained, None, roles, offsets, answers, straddling, whole, stops))
 
 
 def truncate(chunk: Chunk, max_length: int, mode: TruncationMode) -> Chunk:
@@ -261,6 +268,7 @@ def truncate(chunk: Chunk, max_length: int, mode: TruncationMode) -> Chunk:
         weights=None if chunk.weights is None else chunk.weights[keep],
         roles=chunk.roles[keep],
         straddling=chunk.straddling[keep],
+        stops=chunk.stops[keep],
         offsets=offsets,
         answers=answers,
     )
@@ -283,4 +291,5 @@ def select(chunk: Chunk, rows: NDArray[np.bool_]) -> Chunk:
         chunk.answers[rows],
         chunk.straddling[tokens],
         chunk.whole[rows],
+        chunk.stops[tokens],
     )

@@ -106,6 +106,11 @@ class Masker:
             raise MaskProblem(f"the prompt {_difference(prefix, text)}")
         return len(prefix)
 
+    def stop_after(self, text: str, place: int) -> tuple[int, int] | None:
+        """The stop token that follows at `place`, white space between them or not."""
+        stop = self._then_stop.match(text, place)
+        return (stop.start("stop"), stop.end()) if stop else None
+
     def message_spans(self, row: ChatRow, text: str, index: int) -> tuple[int, int]:
         """The characters of any one message: between the conversation before it and with it."""
         before = self._render(row, row.messages[:index]) if index else ""

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from sftctl.engine.data.book import Book, Settled
-from sftctl.engine.data.formats import BadRow, ChatRow, Reading, Row, rename
+from sftctl.engine.data.formats import BadRow, ChatRow, Reading, Row, TokensRow, rename
 from sftctl.engine.data.ledger import Dropped
 from sftctl.engine.data.origin import OpenSource, Source
 from sftctl.engine.data.readers import Line
@@ -130,14 +130,13 @@ class Pipeline:
         loss, where, template = self._settings.loss, self._opened.where, self._kit.template
         check_template(row, reading.format, template is not None, self._source, where)
         check_loss(row, rename(line.value, self._source.columns), reading.format, loss, self._source, where)
-        stop_tokens = self._kit.stop_tokens(isinstance(row, ChatRow))
-        ids = [self._kit.encoder.backend.token_to_id(token) for token in stop_tokens]
+        templated = isinstance(row, (ChatRow, TokensRow))  # ids may be of a chat: what ends its turns is known
         return Settled(
             reading=reading,
             row_type=type(row),
             notes=notes(reading, row, template is not None, template is not None and template.uses_clock),
-            stop_tokens=stop_tokens,
-            stop_ids=tuple(index for index in ids if index is not None),
+            stop_tokens=self._kit.stop_tokens(templated),
+            stop_ids=self._kit.stop_ids(templated),
         )
 
     def _in_threads(self, first: list[Numbered], rest: Iterator[list[Numbered]]) -> Iterator[Made]:

@@ -1,8 +1,9 @@
 """The mask proof: what trains, said before step 1, on every run.
 
 For each source and role the tokens and the trained tokens; the rows cut and left out; the targets that truncation
-took; whether a stop token trains; two examples. Three things are violations, because each makes a useless model
-under a healthy loss: no stop token trains, a source gives nothing to train, more than half of the targets were cut.
+took; whether a stop token that ends an answer trains; two examples. Three things are violations, because each makes a
+useless model under a healthy loss: no stop token trains, a source gives nothing to train, more than half of the targets
+were cut. All of whole rows as they were prepared; `laid` looks at them as they are used.
 (A source of whose rows none can be trained on has no proof: it is refused where it is read.)
 
 All plain data: the command line draws it, `as_data` writes it.
@@ -116,8 +117,7 @@ class MaskProof:
 class Tally:
     """Counts over the chunks of one source as they go by."""
 
-    def __init__(self, stop_ids: Sequence[int]) -> None:
-        self._stop_ids = np.array(sorted(set(stop_ids)), dtype=np.int32)
+    def __init__(self) -> None:
         self._roles = np.zeros((len(ROLES), 2), dtype=np.int64)
         self.rows_stop_trained = 0
         self.straddling = 0
@@ -127,8 +127,7 @@ class Tally:
         codes = np.bincount(chunk.roles * 2 + chunk.trained, minlength=2 * len(ROLES)).reshape(-1, 2)
         self._roles[:, 0] += codes.sum(axis=1)
         self._roles[:, 1] += codes[:, 1]
-        stops = chunk.trained & np.isin(chunk.ids, self._stop_ids)
-        self.rows_stop_trained += int((chunk.sums(stops) > 0).sum())
+        self.rows_stop_trained += int((chunk.sums(chunk.trained & chunk.stops) > 0).sum())
         self.straddling += int(chunk.straddling.sum())
 
     @property

@@ -42,11 +42,15 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class RenderedRow:
-    """A rendered row. `roles` are (start, end, role code), sorted; `answer` the characters of the last answer."""
+    """A rendered row. `roles` are (start, end, role code), sorted; `answer` the characters of the last answer.
+
+    `stops` are the characters [start, end) of the stop tokens that end the assistant's turns, sorted.
+    """
 
     rendered: Rendered
     roles: tuple[tuple[int, int, int], ...]
     answer: tuple[int, int] | None
+    stops: tuple[tuple[int, int], ...] = ()
     straddling_matters: bool = True
 
 
@@ -84,7 +88,20 @@ class Renderer:
         spans = self._weighted(row, conversation, base) if row.weights else [Span(start, end) for start, end in base]
         last = turns.get(assistants[-1]) if assistants else None
         answer = (last[0].start, last[-1].answer_end) if last is not None else None
-        return RenderedRow(Rendered(text, tuple(spans), True), _roles(row, conversation), answer)
+        roles = _roles(row, conversation)
+        return RenderedRow(Rendered(text, tuple(spans), True), roles, answer, self._stops(conversation, roles))
+
+    def _stops(self, conversation: Conversation, roles: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int], ...]:
+        """Where the assistant's turns end: as they were found, or right behind what else an assistant says."""
+        assert self._masker is not None
+        turns = [part for parts in conversation.turns.values() for part in parts]
+        found = {(turn.answer_end, turn.end) for turn in turns if turn.end > turn.answer_end}
+        known = {turn.start for turn in turns}
+        for start, end, code in roles:
+            if code == ROLE_CODES["assistant"] and start not in known:
+                stop = self._masker.stop_after(conversation.text, end)
+                found |= {stop} if stop else set()
+        return tuple(sorted(found))
 
     def _completion(self, row: ChatRow, conversation: Conversation, num_prompt: int) -> tuple[int, int]:
         """From the end of the prompt to the end of the last turn's stop token."""

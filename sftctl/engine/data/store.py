@@ -5,7 +5,7 @@
 | array | dtype | shape |
 |---|---|---|
 | ids | int32 | tokens |
-| flags | uint8 | tokens: TRAINED, STRADDLES |
+| flags | uint8 | tokens: TRAINED, STRADDLES, STOPS |
 | weights | float32 | tokens; only where some weight is not 1 |
 | starts | int64 | rows + 1: where each row's tokens begin, and where the last one's end |
 | whole | int32 | rows: their lengths before any cut |
@@ -46,7 +46,7 @@ DTYPES: dict[str, Any] = {
 }
 INDEX = "index"
 BLOCK_ROWS = 1024
-TRAINED, STRADDLES = 1, 2
+TRAINED, STRADDLES, STOPS = 1, 2, 4
 NOTHING = hashlib.blake2b(digest_size=DIGEST_BYTES).hexdigest()
 
 
@@ -107,7 +107,8 @@ class Writer:
             self._weighted = True
             self._put_ones(self._num_tokens)
         self._put("ids", chunk.ids)
-        self._put("flags", chunk.trained * np.uint8(TRAINED) + chunk.straddling * np.uint8(STRADDLES))
+        flags = chunk.trained * np.uint8(TRAINED) + chunk.straddling * np.uint8(STRADDLES)
+        self._put("flags", flags + chunk.stops * np.uint8(STOPS))
         if self._weighted:
             self._put("weights", np.ones(len(chunk.ids), np.float32) if chunk.weights is None else chunk.weights)
         self._put("starts", chunk.offsets[1:] + self._num_tokens)

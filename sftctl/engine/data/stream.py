@@ -33,6 +33,7 @@ from sftctl.engine.data.ahead import START, Part, ReadAhead
 from sftctl.engine.data.book import Book
 from sftctl.engine.data.digests import digest_of_text
 from sftctl.engine.data.labels import TruncationMode
+from sftctl.engine.data.laid import proven
 from sftctl.engine.data.ledger import Dropped, Ledger, added, source_ledger_from
 from sftctl.engine.data.mixing import Mixing, Stopping, check_mixture, uniform
 from sftctl.engine.data.origin import Place, Source
@@ -155,8 +156,11 @@ class Stream:
                 raise source.nothing_left()
         self.proof = MaskProof((), ())
         first = self._read(_beginning(len(sources)))
-        self.proof = self._prove(first)
-        self.window = replace(first, rows=replace(first.rows, proof=self.proof))
+        rows = replace(first.rows, proof=self._prove(first))
+        there = [number for number, store in enumerate(rows.stores) if len(store)]
+        rows = proven(rows, first.plan.bins, on_mask_problem="warn", sources=there)
+        self.proof = rows.proof
+        self.window = replace(first, rows=rows)
         self.plan_digest = first.plan.global_digest
 
     def window_at(self, step: int) -> Window:

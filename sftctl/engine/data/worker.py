@@ -67,6 +67,11 @@ class Kit:
             return self.masker.stop_tokens
         return (self.tokenizer.eos_token,) if self.tokenizer.eos_token else ()
 
+    def stop_ids(self, templated: bool) -> tuple[int, ...]:
+        """Their ids, of those that are one token."""
+        ids = [self.encoder.backend.token_to_id(token) for token in self.stop_tokens(templated)]
+        return tuple(index for index in ids if index is not None)
+
     def digest_text(self) -> str:
         """All of the tokenizer that decides tokens and masks."""
         template = self.template.digest_text if self.template is not None else ""
@@ -173,7 +178,7 @@ class Worker:
 
     def _labelled(self, pending: Pending) -> Chunk:
         if pending.encoded is None:
-            return labels.of_tokens(pending.tokens, self._settings.loss)
+            return labels.of_tokens(pending.tokens, self._settings.loss, self._kit.stop_ids(templated=True))
         chunk = labels.label(pending.encoded.result(), pending.rows)
         if pending.rows[0].rendered.templated:
             return chunk

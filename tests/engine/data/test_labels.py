@@ -103,6 +103,7 @@ def make_chunk(lengths: list[int], *, seed: int = 0) -> Chunk:
             answers.reshape(-1, 2),
             draw.random(size) < 0.1,
             np.array(lengths, dtype=np.int32),
+            draw.random(size) < 0.1,
         )
     )
 
@@ -176,4 +177,4 @@ def test_framed_rows_have_one_eos_and_what_the_tokenizer_adds(
     ],
 )
 def test_rows_of_ids_train_what_all_their_masks_allow(row: TokensRow, loss: Loss, trained: list[bool]) -> None:
-    assert labels.of_tokens([row], loss).trained.tolist() == trained
+    assert labels.of_tokens([row], loss, []).trained.tolist() == trained

@@ -268,6 +268,48 @@ def test_a_tag_that_leaves_the_stop_token_out_of_reach_is_a_violation(write_rows
         prepare([Source(write_rows([chat_row("a", "b")]))], tokenizer=tokenizer, assistant_only_loss=True)
 
 
+@pytest.mark.parametrize(
+    ("template", "rows", "asked"),
+    [
+        (None, [chat_row("x", "y" * 40)] * 2, {"max_length": 50}),
+        (None, [chat_row("x", "y<|im_end|>y" + "y" * 40)] * 2, {"max_length": 50}),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+            "{{ '<|im_end|>' if m.role == 'user' else '' }}\n{% endfor %}",
+            [chat_row("x", "y")] * 2,
+            {},
+        ),
+    ],
+)
+def test_only_the_end_of_an_answer_is_a_stop_token(
+    write_rows: Callable[..., str], template: str | None, rows: list[Any], asked: dict[str, Any]
+) -> None:
+    """Not the end of a user's turn, which trains too where nothing is masked, nor a marker that an answer speaks of."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    with pytest.raises(DataError, match=r"none of the stop tokens \(<\|im_end\|>\) trains in any of the 2 rows"):
+        prepare([Source(write_rows(rows))], tokenizer=tokenizer, **asked)
+
+
+def test_the_end_of_an_answer_counts_where_its_turn_cannot_be_found(write_rows: Callable[..., str]) -> None:
+    """The template writes what the next turn is into the turn before: no prefix of the whole, and nothing is masked."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m.role }}: {{ m.content }} <|im_end|>\n{% endfor %}"
+    )
+    rows = [chat_row("a", "b")]
+    with pytest.raises(DataError, match="cannot be found"):
+        prepare([Source(write_rows(rows))], tokenizer=tokenizer, assistant_only_loss=True)
+    assert prepare([Source(write_rows(rows))], tokenizer=tokenizer).proof.sources[0].rows_stop_trained == 1
+
+
+def test_ids_of_a_chat_end_with_what_the_template_ends_with(write_rows: Callable[..., str], chat: Any) -> None:
+    tokenizer = chat("byte_level", "gemma")
+    ids = tokenizer.apply_chat_template(chat_row("a", "b")["messages"])["input_ids"]
+    proof = prepare([Source(write_rows([{"input_ids": ids}]))], tokenizer=tokenizer).proof.sources[0]
+    assert (proof.stop_tokens, proof.rows_stop_trained) == (("<eos>", "<end_of_turn>"), 1)
+
+
 def test_a_tokenizer_without_a_stop_token_is_a_violation(write_rows: Callable[..., str]) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
