@@ -14,7 +14,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -157,12 +157,17 @@ class Pipeline:
         context = multiprocessing.get_context("spawn")
         with _pool(ProcessPoolExecutor(self._num_proc, context, _begin, state)) as pool:
             waiting: deque[Future[Made]] = deque([pool.submit(_make, first)])
-            for chunk in rest:
-                waiting.append(pool.submit(_make, chunk))
-                if len(waiting) > 2 * self._num_proc:
+            try:
+                for chunk in rest:
+                    waiting.append(pool.submit(_make, chunk))
+                    if len(waiting) > 2 * self._num_proc:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            except BrokenExecutor as error:
+                what = "a process that prepares rows ended before its work was done: it was killed, or had no memory"
+                help = f"set fewer processes than {self._num_proc}, or none"
+                raise DataError(Problem("data.dataset_num_proc", what, help=help)) from error
 
     def _without_one_good(self, chunk: list[Numbered]) -> list[Fallen]:
         fallen = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,23 +147,36 @@ def test_a_failed_source_leaves_nothing_behind(write_rows: Callable[..., str], f
     assert entries(folder) == []
 
 
-def _in_another_process(path: str, folder: Path, barrier: Any, results: Any) -> None:
-    barrier.wait()
-    prepared = run(path, folder)
-    results.put((prepared.cached, prepared.fingerprint))
+PREPARE = """
+import sys
+from pathlib import Path
+from sftctl.engine.data.prepare import Source, prepare
+from sftctl.engine.model.tokenizer import byte_tokenizer
+tokenizer = byte_tokenizer()
+print("ready", flush=True)
+sys.stdin.readline()
+prepared = prepare((Source(sys.argv[1]),), tokenizer=tokenizer, cache_dir=Path(sys.argv[2]))
+print(prepared.cached, prepared.fingerprint)
+"""
 
 
 def test_two_processes_make_an_entry_once(write_rows: Callable[..., str], folder: Path) -> None:
     path = write_rows(ROWS * 20)
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=_in_another_process, args=(path, folder, barrier, results)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert sorted(cached for cached, _ in found) == [False, True, True]
+    words = [sys.executable, "-c", PREPARE, path, str(folder)]
+    workers = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker)
+            stack.callback(worker.kill)
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        found = [worker.communicate(timeout=60)[0].split() for worker in workers]
+    assert sorted(cached for cached, _ in found) == ["False", "True", "True"]
     assert {fingerprint for _, fingerprint in found} == {run(path, None).fingerprint}
     assert len(entries(folder)) == 1
 

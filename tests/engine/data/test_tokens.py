@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sftctl.engine.data import tokens
 from sftctl.engine.data.tokens import Encoder
 
 KINDS = ("byte_level", "byte_fallback", "unigram")
@@ -116,6 +117,32 @@ def test_a_tokenizer_that_prepends_a_space_goes_by_offsets(chat: Any) -> None:
     assert not encoded.in_bytes.any()
     assert encoded.starts.tolist()[-1] == 3
     assert encoded.starts.tolist()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "normalizer"),
+    [
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), None),
+        (pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]), None),
+        (
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            ),
+            None,
+        ),
+        (pre_tokenizers.Whitespace(), None),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Lowercase()),
+    ],
+)
+def test_ids_that_are_not_the_bytes_of_the_text_go_by_offsets(chat: Any, pre_tokenizer: Any, normalizer: Any) -> None:
+    """By what the tokenizer says of itself, before any text."""
+    backend = Tokenizer.from_str(chat("byte_level", "chatml").backend_tokenizer.to_str())
+    backend.pre_tokenizer = pre_tokenizer
+    backend.normalizer = normalizer
+    assert not tokens._is_byte_level(backend)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.normalizer = normalizers.NFC()
+    assert tokens._is_byte_level(backend)
 
 
 def test_padding_and_truncation_of_the_file_are_off(chat: Any) -> None:

@@ -114,16 +114,36 @@ def test_words_are_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_patterns_that_are_not_known_to_the_letter_have_no_table(pattern: str) -> None:
     """Among them one that leaves text between its matches."""
     assert table_of(backend(pattern)) is None
+    assert known_pattern(pattern) is None
 
 
-def test_other_ways_of_splitting_have_no_table() -> None:
+def test_a_table_is_held_against_every_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for probe in (words.PROBES[0], words.PROBES[-1], "x <|im_end|> y"):
+        monkeypatch.setattr(WordTable, "agrees", lambda self, text, probe=probe: text != probe)
+        assert table_of(backend("gpt2")) is None
+
+
+@pytest.mark.parametrize("probed", [True, False])
+def test_other_ways_of_splitting_have_no_table(monkeypatch: pytest.MonkeyPatch, probed: bool) -> None:
+    """By what the tokenizer says of itself, and not by the probes alone."""
+    if not probed:
+        monkeypatch.setattr(WordTable, "agrees", lambda self, text: True)
     for behavior in ("removed", "merged_with_previous"):
         made = Tokenizer.from_str(backend("gpt2").to_str())
         made.pre_tokenizer = split(r"\s", behavior)
         assert table_of(made) is None
-    stripping = Tokenizer.from_str(backend("gpt2").to_str())
-    stripping.add_special_tokens([AddedToken("<mask>", lstrip=True)])
-    assert table_of(stripping) is None
+    inverted = Tokenizer.from_str(backend("gpt2").to_str())
+    inverted.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\S"), "isolated", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    assert table_of(inverted) is None
+    for odd in ({"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True}):
+        stripping = Tokenizer.from_str(backend("gpt2").to_str())
+        stripping.add_tokens([AddedToken("<mask>", **({"normalized": False} | odd))])
+        assert table_of(stripping) is None
     dropping = json.loads(backend("gpt2").to_str())
     dropping["model"]["dropout"] = 0.1
     assert table_of(Tokenizer.from_str(json.dumps(dropping))) is None
