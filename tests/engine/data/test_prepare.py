@@ -276,7 +276,7 @@ def test_a_tag_that_leaves_the_stop_token_out_of_reach_is_a_violation(write_rows
         (
             "{% for m in messages %}{{ m.role }}: {{ m.content }}"
             "{{ '<|im_end|>' if m.role == 'user' else '' }}\n{% endfor %}",
-            [chat_row("x", "y")] * 2,
+            [{"messages": [*chat_row("x", "y")["messages"], *chat_row("z", "")["messages"][:1]]}] * 2,
             {},
         ),
     ],
