@@ -87,6 +87,12 @@ class Batch:
     there is no padding). Two documents of 3 and 2 tokens in one row of 5:
 
         position_ids  0 1 2 0 1        cu_seqlens  0 3 5
+
+    `continues`, [D]: a document may go on from another before it, the prefix that it shares with others: it sees
+    both, and its positions go on from there (-1: from none; None: none does). A prefix of 3 tokens that two
+    documents of 2 and 1 tokens go on from:
+
+        position_ids  0 1 2 3 4 3      cu_seqlens  0 3 5 6      continues  -1 0 0
     """
 
     input_ids: NDArray[np.int64]
@@ -98,6 +104,7 @@ class Batch:
     num_supervised: int
     samples: tuple[int, ...]
     row_tokens: NDArray[np.int64] | None = None
+    continues: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

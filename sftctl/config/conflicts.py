@@ -123,6 +123,19 @@ def _streamed(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"data.datasets[{index}].fraction", message, origin, advice, related)
 
 
+def _prefix(facts: Facts) -> Iterator[Problem]:
+    bundle = facts.bundle
+    if not bundle.sft.share_prefix:
+        return
+    help = "leave sft.share_prefix out: prefixes are then shared wherever that is exact"
+    if bundle.sft.padding_free is False:
+        message = "contradicts {other}: only a flat batch keeps a prefix once"
+        yield _both(facts, "sft.share_prefix", "sft.padding_free", message, help)
+    if bundle.peft.use_peft and bundle.peft.lora_dropout:
+        message = "contradicts {other}: each copy of a prefix draws random numbers of its own"
+        yield _both(facts, "sft.share_prefix", "peft.lora_dropout", message, help)
+
+
 class Conflict(NamedTuple):
     """A rule about leaves that contradict: which, in words for `explain`, and its check."""
 
@@ -164,6 +177,11 @@ CONFLICTS: tuple[Conflict, ...] = (
         "node_rank counts from 0 below nnodes; several machines need rdzv_endpoint; strategy none is one process; "
         "hsdp_replicas divides the processes",
         _machines,
+    ),
+    Conflict(
+        ("sft.share_prefix", "sft.padding_free", "peft.lora_dropout"),
+        "share_prefix = true needs flat batches and no dropout",
+        _prefix,
     ),
     Conflict(("data.datasets",), "every entry has a fraction, or none has", _shares),
     Conflict(

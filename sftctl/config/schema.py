@@ -208,6 +208,9 @@ class Sft:
     padding_free: bool | None = leaf(
         None, "Lay a batch out flat, without padding; none: on wherever the attention isolates documents."
     )
+    share_prefix: bool | None = leaf(
+        None, "Compute what documents of a flat batch begin with and do not train on once; none: on where exact."
+    )
     pad_to_multiple_of: int | None = leaf(
         None, "Pad each batch's length to a multiple.", unit="tokens", check=AT_LEAST_1
     )

@@ -28,6 +28,7 @@ from sftctl.engine.model.checkpointing import set_gradient_checkpointing
 from sftctl.engine.model.compiling import compile_blocks
 from sftctl.engine.model.generation import greedy
 from sftctl.engine.model.head import HeadReport, find_head, find_router, head_self_test
+from sftctl.engine.model.sharing import random_rates, reason_against
 from sftctl.engine.model.tokenizer import load_tokenizer
 from sftctl.engine.ranks import distributed
 from sftctl.engine.ranks.distributed import Ranks
@@ -75,6 +76,7 @@ class Machine:
     precision: str
     head_report: HeadReport
     isolation: IsolationReport
+    shares_prefixes: bool
 
 
 # ---------------------------------------------------------------------- before the weights
@@ -159,6 +161,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
     else:
         set_gradient_checkpointing(model, bundle.train.gradient_checkpointing)
     router = find_router(model) if bundle.sft.router_aux_loss_coef else None
+    shares = _shares_prefixes(bundle, model, flat=flat, balances=router is not None, compute_dtype=compute_dtype)
     loss = partial(
         forward_loss,
         model=model,
@@ -181,7 +184,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
         before_batch=sharded.before_batch if sharded else lambda last: None,
         router_aux_loss_coef=None if router is None else bundle.sft.router_aux_loss_coef,
     )
-    batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=flat)
+    batches = partial(_batches, bundle=bundle, pad_token_id=_pad_token_id(inputs), flat=flat, shares=shares)
 
     def batches_at(epoch: int, within: int) -> Sequence[Batch]:
         return list(batches(inputs.train, epoch, within, rank=ranks.rank))
@@ -205,6 +208,7 @@ def machine_of(bundle: Bundle, inputs: Inputs, ranks: Ranks, *, loss_chunk_size:
         precision=precision,
         head_report=head_report,
         isolation=isolation,
+        shares_prefixes=shares,
     )
 
 
@@ -252,6 +256,28 @@ def _flat(bundle: Bundle, isolation: IsolationReport) -> bool:
     return isolation.passed if bundle.sft.padding_free is None else bundle.sft.padding_free
 
 
+def _shares_prefixes(
+    bundle: Bundle, model: Any, *, flat: bool, balances: bool, compute_dtype: torch.dtype | None
+) -> bool:
+    """Whether a prefix is computed once: as configured, else wherever that was seen to be exact.
+
+    Raises ModelError where it was asked for and is not.
+    """
+    wanted = bundle.sft.share_prefix
+    if wanted is False:
+        return False
+    rates = random_rates(model.config)
+    if bundle.peft.use_peft and bundle.peft.lora_dropout:
+        rates["peft.lora_dropout"] = bundle.peft.lora_dropout
+    against = "batches are not laid out flat"
+    if flat:
+        against = reason_against(model, rates=rates, balances=balances, compute_dtype=compute_dtype) or ""
+    if against and wanted:
+        help = "leave it out: prefixes are then shared wherever that is exact"
+        raise ModelError(Problem("sft.share_prefix", f"true cannot be had here: {against}", help=help))
+    return not against
+
+
 def _pad_token_id(inputs: Inputs) -> int:
     """Padding trains nothing and is a document of its own, so any id serves where the tokenizer has none."""
     pad_token_id = inputs.tokenizer.pad_token_id
@@ -272,7 +298,7 @@ def _activations(bundle: Bundle, model: Any) -> Callable[[], AbstractContextMana
 
 
 def _batches(
-    split: Split, epoch: int, step: int, *, rank: int, bundle: Bundle, pad_token_id: int, flat: bool
+    split: Split, epoch: int, step: int, *, rank: int, bundle: Bundle, pad_token_id: int, flat: bool, shares: bool
 ) -> Iterator[Batch]:
     rows, plan, step = split.at(epoch, step)
     for indices in plan.micro_batches(step, rank):
@@ -283,6 +309,7 @@ def _batches(
             padding_free=flat,
             pad_token_id=pad_token_id,
             pad_to_multiple_of=bundle.sft.pad_to_multiple_of,
+            share_prefix=shares,
         )
 
 

@@ -22,6 +22,7 @@ from sftctl.engine.model.head import find_router
 from sftctl.engine.model.hub import is_local
 from sftctl.engine.model.loading import load_model, meta_model, quiet_transformers
 from sftctl.engine.model.quantization import quantization_config, refuse_without_bitsandbytes
+from sftctl.engine.model.sharing import random_rates
 from sftctl.engine.training.optim import refuse_without_library
 
 
@@ -154,12 +155,7 @@ def without_dropout(bundle: Bundle, tokenizer: Any) -> tuple[Bundle, dict[str, f
     del settings["dtype"]
     with quiet_transformers():
         config = build_config(**settings)
-    text = config.get_text_config()
-    rates = {
-        name: float(value)
-        for name, value in text.to_dict().items()
-        if ("drop" in name or "jitter" in name) and type(value) in (int, float) and value > 0
-    }
+    text, rates = config.get_text_config(), random_rates(config)
     zeros = dict.fromkeys(rates, 0.0)
     architecture = thaw(bundle.model.architecture)
     if text is config:

@@ -30,6 +30,7 @@ def write_description(
         "precision": machine.precision,
         "head": asdict(machine.head_report),
         "isolation": asdict(machine.isolation),
+        "shares_prefixes": machine.shares_prefixes,
     }
     write_environment(run, describe(device=device, command=command or sys.argv, details=details))
 

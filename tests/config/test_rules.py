@@ -124,6 +124,8 @@ def test_weights_and_fractions_follow_the_mixing(write: Callable[..., str]) -> N
         ({"peft.load_in_4bit": True}, "peft.load_in_4bit"),
         ({"model.init": "random", "model.architecture": {"hidden_size": 8}}, "model.architecture"),
         ({"eval.metric_for_best_model": "eval_exact_match"}, "eval.metric_for_best_model"),
+        ({"sft.share_prefix": True, "sft.padding_free": False}, "sft.share_prefix"),
+        ({"sft.share_prefix": True, "peft.use_peft": True, "peft.lora_dropout": 0.1}, "sft.share_prefix"),
         ({"distributed.nnodes": 2}, "distributed.nnodes"),
         ({"distributed.node_rank": 1}, "distributed.node_rank"),
         ({"distributed.strategy": "none", "distributed.nproc_per_node": 2}, "distributed.strategy"),

@@ -24,7 +24,7 @@ def test_every_variant_trains_the_same(verify, tmp_path):
     """The whole table, on a packed configuration with dropout and an evaluation; its own folder stays empty."""
     code, said = verify()
     assert code == 0, said
-    assert "all 12 variants train the same" in said
+    assert "all 13 variants train the same" in said
     for name in ("micro-batches of 1, 6 a step", "padded", "full checkpointing", "2 processes, fsdp", "packed, padded"):
         assert name in said
     assert "not comparable: offloading: no tensor of these batches is large enough to be moved" in said

@@ -56,6 +56,7 @@ def common(bundle: Bundle, *, steps: int) -> dict[str, Any]:
         "distributed.node_rank": 0,
         "distributed.rdzv_endpoint": None,
         "distributed.hsdp_replicas": 1,
+        "sft.share_prefix": None if bundle.sft.share_prefix else bundle.sft.share_prefix,
     }
     if bundle.peft.use_peft:
         changes["peft.lora_dropout"] = 0.0
@@ -103,6 +104,8 @@ def _layouts(bundle: Bundle) -> Iterator[Variant]:
     yield Variant("flat" if padded else "padded", BASE, {"sft.padding_free": padded})
     if bundle.sft.pad_to_multiple_of != PADDED_TO:
         yield Variant(f"lengthened to a multiple of {PADDED_TO}", BASE, {"sft.pad_to_multiple_of": PADDED_TO})
+    if bundle.sft.share_prefix is None and not padded:
+        yield Variant("prefixes not shared", BASE, {"sft.share_prefix": False})
     if bundle.model.attn_implementation != "sdpa":
         layout = {} if bundle.sft.packing else {"sft.padding_free": False}
         yield Variant("attention: sdpa", BASE, {"model.attn_implementation": "sdpa", **layout})

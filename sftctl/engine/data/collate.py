@@ -8,6 +8,8 @@ Properties
 - Padding is a document of its own, one at the end of each row that needs it, so isolation needs no attention mask.
 - Two layouts of the same documents. Flat (`padding_free`): one row of all of them. Padded: a row for each bin, as
   long as the longest. The supervised tokens, their targets and weights are the same in both.
+- A flat layout may keep once what its documents begin with in common (`share_prefix`, see `prefixes`). Counts stay
+  those of the documents.
 - No bins, as a rank may have at the end of an epoch: one document of padding, nothing supervised. The rank runs its
   forward and backward with the others instead of leaving them waiting.
 
@@ -18,11 +20,13 @@ offer `gather`, else one by one. An int64 batch takes 24 bytes a token, and 4 mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sftctl.engine.data.prefixes import share_prefixes
 from sftctl.records import IGNORE_INDEX, Batch, Bins, Sample
 
 Integers = NDArray[np.int64]
@@ -52,6 +56,7 @@ def collate(
     padding_free: bool,
     pad_token_id: int,
     pad_to_multiple_of: int | None = None,
+    share_prefix: bool = False,
 ) -> Batch:
     """A micro-batch of the bins `bin_indices`, in their order, each with its documents in theirs.
 
@@ -70,7 +75,8 @@ def collate(
                                    0  1  0  1
 
     `pad_to_multiple_of` lengthens the rows, of either layout. No bins: `pad_to_multiple_of` or one token of padding.
-    `num_tokens` counts S, without padding.
+    `num_tokens` counts S, without padding. With `share_prefix` what several documents begin with and do not train on
+    stands once in a flat layout: boundaries are then those of prefixes and of what is left of the documents.
     """
     piece, pieces_B = _pieces(bins, np.asarray(bin_indices, dtype=np.int64))
     if padding_free or not len(pieces_B):
@@ -78,20 +84,27 @@ def collate(
     sample, start, length = bins.sample[piece], bins.start[piece], bins.length[piece]
     documents = gather(samples, sample, start, length)
     edges = np.concatenate(([0], np.cumsum(length, dtype=np.int64)))
-    labels, weights = shift(documents.labels, documents.weights, edges[1:])
+    laid = _Laid(documents.input_ids, *shift(documents.labels, documents.weights, edges[1:]), length)
+    if share_prefix and len(pieces_B) == 1:
+        laid = _sharing_prefixes(laid, edges)
+        pieces_B, edges = np.array([len(laid.length)]), np.array([0, *np.cumsum(laid.length)])
     tokens_B = np.diff(edges[np.concatenate(([0], np.cumsum(pieces_B)))])
     width = _round_up(max(1, int(tokens_B.max())), pad_to_multiple_of or 1)
-    bounds = _boundaries(length, pieces_B, width - tokens_B)
+    bounds = _boundaries(laid.length, pieces_B, width - tokens_B)
+    continues = laid.continues
+    if continues is not None:
+        continues = np.append(continues, np.full(len(bounds) - 1 - len(continues), -1, dtype=np.int32))
     return Batch(
-        input_ids=_rows(documents.input_ids.astype(np.int64), tokens_B, width, fill=pad_token_id),
-        position_ids=_positions(bounds).reshape(len(tokens_B), width),
-        labels=_rows(labels, tokens_B, width, fill=IGNORE_INDEX),
+        input_ids=_rows(laid.input_ids.astype(np.int64), tokens_B, width, fill=pad_token_id),
+        position_ids=_positions(bounds, continues).reshape(len(tokens_B), width),
+        labels=_rows(laid.labels, tokens_B, width, fill=IGNORE_INDEX),
         cu_seqlens=bounds.astype(np.int32),
-        weights=None if weights is None else _rows(weights, tokens_B, width, fill=0.0),
-        num_tokens=len(labels),
-        num_supervised=int(np.count_nonzero(labels != IGNORE_INDEX)),
+        weights=None if laid.weights is None else _rows(laid.weights, tokens_B, width, fill=0.0),
+        num_tokens=len(documents.input_ids),
+        num_supervised=int(np.count_nonzero(laid.labels != IGNORE_INDEX)),
         samples=tuple(dict.fromkeys(sample.tolist())),
-        row_tokens=tokens_B if len(labels) < width * len(tokens_B) else None,
+        row_tokens=tokens_B if len(laid.labels) < width * len(tokens_B) else None,
+        continues=continues,
     )
 
 
@@ -128,6 +141,26 @@ def shift(
     return targets, moved
 
 
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """Tokens one after the other, and the lengths of the documents (or pieces of them) that they make up."""
+
+    input_ids: NDArray[np.int32]
+    labels: Integers
+    weights: NDArray[np.float32] | None
+    length: NDArray[np.int32]
+    continues: NDArray[np.int32] | None = None
+
+
+def _sharing_prefixes(laid: _Laid, edges: Integers) -> _Laid:
+    pieces = share_prefixes(laid.input_ids, laid.labels, edges)
+    if pieces is None:
+        return laid
+    kept = pieces.kept
+    weights = None if laid.weights is None else laid.weights[kept]
+    return _Laid(laid.input_ids[kept], laid.labels[kept], weights, pieces.length, pieces.continues)
+
+
 def _pieces(bins: Bins, bin_indices: Integers) -> tuple[Integers, Integers]:
     """The pieces of the bins one after the other [D], and how many each bin has."""
     first = bins.offsets[bin_indices]
@@ -146,10 +179,14 @@ def _boundaries(length: NDArray[np.int32], pieces_B: Integers, padding_B: Intege
     return np.concatenate(([0], np.cumsum(length, dtype=np.int64)))
 
 
-def _positions(bounds: Integers) -> Integers:
-    """Positions from 0 in each document: boundaries 0 3 5 give 0 1 2 0 1."""
+def _positions(bounds: Integers, continues: NDArray[np.int32] | None = None) -> Integers:
+    """Positions from 0 in each document: boundaries 0 3 5 give 0 1 2 0 1, or 0 1 2 3 4 if the second continues it."""
+    length = np.diff(bounds)
+    origins = bounds[:-1]
+    if continues is not None:
+        origins = origins - np.where(continues < 0, 0, length[continues])
     positions = np.arange(bounds[-1])
-    positions -= np.repeat(bounds[:-1], np.diff(bounds))
+    positions -= np.repeat(origins, length)
     return positions
 
 

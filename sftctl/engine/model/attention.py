@@ -86,7 +86,7 @@ def varlen_attention(
         tensor.to(value_BKSD.dtype).transpose(1, 2).flatten(0, 1) for tensor in (query_BHLD, key_BKSD, value_BKSD)
     )
     if _kernel_takes(query_THD, value_TKD, scores, s_aux):
-        out_THD = _kernel(query_THD, key_TKD, value_TKD, documents, scores)
+        out_THD = kernel_attention(query_THD, key_TKD, value_TKD, documents, scores)
     else:
         out_THD = blockwise_attention(query_THD, key_TKD, value_TKD, documents, scores, s_aux)
     return out_THD.view(B, L, *out_THD.shape[1:]), None
@@ -110,23 +110,50 @@ def _kernel_takes(query_THD: Tensor, value_TKD: Tensor, scores: Scores, sinks_H:
     )
 
 
-def _kernel(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, documents: Documents, scores: Scores) -> Tensor:
-    bounds = documents.bounds(query_THD.device)
+def kernel_attention(
+    query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, documents: Documents, scores: Scores
+) -> Tensor:
+    """Attention output [T, H, D] by torch's kernel, of what `_kernel_takes`."""
+    device = query_THD.device
+    bounds, key_bounds, positions = (
+        documents.bounds(device),
+        documents.key_bounds(device),
+        documents.key_positions(device),
+    )
+    if positions is not None:
+        key_TKD, value_TKD = (_Copied.apply(tensor, positions) for tensor in (key_TKD, value_TKD))  # type: ignore[no-untyped-call]
     groups = query_THD.shape[1] // key_TKD.shape[1]
     keywords: dict[str, Any] = {}
     if "enable_gqa" in _KERNEL_KEYWORDS:
         keywords["enable_gqa"] = groups > 1
     elif groups > 1:
         key_TKD, value_TKD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_TKD, value_TKD))
-    longest = documents.longest
-    # (-1, 0) is plain causal; a window of w holds the query's own position and w - 1 before it.
-    window = (-1 if scores.window is None or scores.window >= longest else scores.window - 1, 0)
+    longest, most_keys = documents.longest, documents.most_keys
+    # (-1, 0) is plain causal, the last query at the last key; a window of w holds the query's own position and w - 1
+    # before it.
+    window = (-1 if scores.window is None or scores.window >= most_keys else scores.window - 1, 0)
     out_THD = varlen_attn(
-        query_THD, key_TKD, value_TKD, bounds, bounds, longest, longest,
+        query_THD, key_TKD, value_TKD, bounds, key_bounds, longest, most_keys,
         scale=scores.scale, window_size=window, **keywords,
     )  # fmt: skip
     assert isinstance(out_THD, Tensor), "no log-sum-exp was asked for"
     return out_THD
+
+
+class _Copied(torch.autograd.Function):
+    """Keys by their positions, some of them more than once; their gradient is added up in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor_TKD: Tensor, positions: Tensor) -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.length = len(tensor_TKD)
+        return tensor_TKD.index_select(0, positions)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (positions,) = ctx.saved_tensors
+        exact = grad.new_zeros((ctx.length, *grad.shape[1:]), dtype=torch.promote_types(grad.dtype, torch.float32))
+        return exact.index_add_(0, positions, grad.to(exact.dtype)).to(grad.dtype), None
 
 
 def _dense(
@@ -223,7 +250,8 @@ def forward_kwargs(batch: Batch, *, device: torch.device | str = "cpu", model: A
         "position_ids": torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
         "use_cache": False,
     }
-    documents = Documents(batch.cu_seqlens)
+    documents = Documents(batch.cu_seqlens, batch.continues)
+    assert batch.continues is None or implementation == VARLEN, "only varlen knows what a document continues"
     if implementation == VARLEN:
         inputs["documents"] = documents
     elif implementation in FLASH:
@@ -257,6 +285,11 @@ another document 1 (the same shapes: no rounding at all but in a mixture of expe
 _HALF_TOLERANCES = (0.5, 0.1)
 
 
+def tolerances(model: Any) -> tuple[float, float]:
+    """Of a model's logits, as above: computed in other shapes, and in the same."""
+    return _TOLERANCES.get(next(model.parameters()).dtype, _HALF_TOLERANCES)
+
+
 @torch.no_grad()
 def isolation_self_test(
     model: Any, *, vocab_size: int | None = None, lengths: tuple[int, int] = (9, 7), seed: int = 0
@@ -275,7 +308,7 @@ def isolation_self_test(
             _logits(model, documents)[-second:] for documents in ((two,), (one, two), (other, two))
         )
     scale = float(alone.square().mean().sqrt())
-    loose, tight = _TOLERANCES.get(next(model.parameters()).dtype, _HALF_TOLERANCES)
+    loose, tight = tolerances(model)
     moves = (
         (float((after - alone).abs().max()), loose * scale),
         (float((after - after_other).abs().max()), tight * scale),
@@ -292,7 +325,7 @@ def looks_ahead(model: Any, *, length: int = 8) -> bool:
     whole = np.random.default_rng(0).integers(0, vocabulary, length)
     with _evaluation_mode(model):
         short, long = _logits(model, (whole[:-2],)), _logits(model, (whole,))[:-2]
-    loose, _ = _TOLERANCES.get(next(model.parameters()).dtype, _HALF_TOLERANCES)
+    loose, _ = tolerances(model)
     return float((long - short).abs().max()) > 0.1 * loose * float(short.square().mean().sqrt())
 
 
@@ -302,11 +335,15 @@ def isolates(model: Any) -> bool:
 
 
 def _logits(model: Any, documents: tuple[NDArray[np.int64], ...]) -> Tensor:
-    """Logits [T, V] of documents in one row, float32 or wider, on the host."""
+    """Logits [T, V] of documents in one row."""
     ids = np.concatenate(documents)[None]
     positions = np.concatenate([np.arange(len(document)) for document in documents])[None]
     bounds = np.cumsum([0, *(len(document) for document in documents)]).astype(np.int32)
-    row = Batch(ids, positions, ids, bounds, None, ids.size, 0, ())
+    return row_logits(model, Batch(ids, positions, ids, bounds, None, ids.size, 0, ()))
+
+
+def row_logits(model: Any, row: Batch) -> Tensor:
+    """Logits [T, V] of a batch of one row, float32 or wider, on the host."""
     logits: Tensor = model(**forward_kwargs(row, device=model.device, model=model)).logits[0]
     return logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
 

@@ -5,6 +5,8 @@ pass is written out, so that nothing is kept but queries, keys and values, and t
 small; scores are computed again. Softmax runs in float32 inside its kernel, products in the inputs' dtype, and
 the gradients of keys and values add up over blocks in float32.
 
+Documents that go on from a prefix have its keys copied before their own, and give its gradient back as a sum.
+
 A block of queries leaves out the keys that no query in it may see, so a long document costs little over half of
 its square; grouping several documents in one product is what makes short documents cheap.
 
@@ -49,7 +51,7 @@ def blockwise_attention(
     scores: Scores,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """Attention output [T, H, V]; each position sees the positions of its own document up to itself.
+    """Attention output [T, H, V]; each position sees its own document up to itself, and what that continues.
 
     `sinks_H` (gpt-oss) is a learned score per head that takes probability and gives nothing.
     """
@@ -96,22 +98,29 @@ class _Blockwise(torch.autograd.Function):
         K = key_TKD.shape[1]
         grad_sinks_H = None if sinks_H is None else torch.zeros_like(sinks_H)
         grads: tuple[list[Tensor], ...] = ([], [], [])
+        shared: list[tuple[slice, Tensor, Tensor]] = []
         kept_blocks = iter(zip(kept[::2], kept[1::2], strict=True))
         for group in ctx.layout.groups:
-            inputs = (
+            rows = (
                 _gathered(query_THD, group.queries, K),
                 _by_document(key_TKD, group, K),
                 _by_document(value_TKV, group, K),
             )
             grad = _gathered(grad_THV, group.queries, K, zero_pads=True)
-            results = _group_backward(inputs, grad, group, ctx.scores, sinks_H, grad_sinks_H, K, kept_blocks)
-            for gradient, result in zip(grads, results, strict=True):
-                gradient.append(result)
+            results = _group_backward(rows, grad, group, ctx.scores, sinks_H, grad_sinks_H, K, kept_blocks)
+            for gradients, result in zip(grads, results, strict=True):
+                gradients.append(result)
+            if group.prefix.stop > group.prefix.start:
+                shared.append((group.prefix, *(_of_prefix(result, group, K) for result in results[1:])))
         layout = ctx.layout
         places = (layout.query_of_TK, layout.key_of_TK, layout.key_of_TK)
+        inputs = (query_THD, key_TKD, value_TKV)
+        whole = [_spread(*each) for each in zip(grads, places, (tensor.shape for tensor in inputs), strict=True)]
+        for prefix, *parts in shared:
+            for gradient, part in zip(whole[1:], parts, strict=True):
+                gradient[prefix] += part
         grad_query, grad_key, grad_value = (
-            _spread(gradient, place, tensor.shape).to(tensor.dtype)
-            for gradient, place, tensor in zip(grads, places, (query_THD, key_TKD, value_TKV), strict=True)
+            gradient.to(tensor.dtype) for gradient, tensor in zip(whole, inputs, strict=True)
         )
         return grad_query, grad_key, grad_value, grad_sinks_H, None, None, None
 
@@ -198,9 +207,10 @@ def _bias(length: int, num_keys: int, window: int | None, dtype: torch.dtype, de
 
 
 def _keys(block: Block, scores: Scores, K: int) -> tuple[slice, slice]:
-    """Where a block's keys lie in [N, L, D]: from the first that any of its queries sees."""
-    first = 0 if scores.window is None else max(0, block.start - scores.window + 1)
-    return slice(0, block.count * K), slice(first, block.end)
+    """Where a block's keys lie in [N, P + L, D]: from the first that any of its queries sees."""
+    start, end = block.before + block.start, block.before + block.end
+    first = 0 if scores.window is None else max(0, start - scores.window + 1)
+    return slice(0, block.count * K), slice(first, end)
 
 
 def _blocks(rows: Tensor, group: Group, K: int, G: int) -> Iterator[Tensor]:
@@ -247,8 +257,15 @@ def _gathered(tensor_THD: Tensor, rows: Rows, K: int, *, zero_pads: bool = False
 
 
 def _by_document(tensor_TKD: Tensor, group: Group, K: int) -> Tensor:
-    """Keys or values of a group, [N, L, D]."""
-    return _gathered(tensor_TKD, group.keys, K).view(group.num_documents * K, group.longest, -1)
+    """Keys or values of a group, [N, P + L, D]."""
+    return _gathered(tensor_TKD, group.keys, K).view(group.num_documents * K, -1, tensor_TKD.shape[-1])
+
+
+def _of_prefix(grad_keys: Tensor, group: Group, K: int) -> Tensor:
+    """What a group's documents give to the keys (or values) of their prefix, [P, K, D]; summed in float32 or wider."""
+    before = group.prefix.stop - group.prefix.start
+    by_document = grad_keys.view(group.num_documents, K, grad_keys.shape[1], -1)[:, :, :before]
+    return by_document.sum(0, dtype=torch.promote_types(grad_keys.dtype, torch.float32)).transpose(0, 1)
 
 
 def _spread(groups: list[Tensor], place_TK: Tensor, shape: tuple[int, ...]) -> Tensor:

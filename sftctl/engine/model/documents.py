@@ -16,7 +16,15 @@ each); keys, which several blocks read from, lie document after document.
     queries   0 1 3 4 2        which position each row holds
     keys      0 1 2 3 4 3      row 5 is a pad: it repeats b's first token
 
-Shapes: T positions, K key-value heads, N documents of a group, L positions of its longest, Q rows of queries.
+A document may go on from another one, a prefix that it shares with others (`Batch.continues`): its queries are its
+own, its keys those of the prefix and then its own. Such documents form groups by their prefix.
+
+    prefix p p, then a a and b      group of p, and one of a and b that continue it
+    queries of the second  2 4 3    (blocks of one query)
+    keys of the second     0 1 2 3 0 1 4 4      the last is a pad, and of the places 0 and 1 all are copies
+
+Shapes: T positions, K key-value heads, N documents of a group, P tokens of their prefix, L positions of the longest
+of what is their own, Q rows of queries.
 """
 
 from __future__ import annotations
@@ -40,16 +48,18 @@ GROUP_RATIO, GROUP_SLACK = 1.3, 16
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Queries `[start, end)` of the first `count` documents of a group; their keys are `[0, end)`."""
+    """Queries `[start, end)` of the first `count` documents of a group; their keys are `[0, before + end)`."""
 
     start: int
     end: int
     count: int
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of [T * K] in another order: `index` names the row that each place holds, `pads` the places to ignore."""
+    """Rows of [T * K] in another order: `index` names the row that each place holds, `pads` the places to ignore:
+    padding, and copies of a prefix."""
 
     index: Tensor
     pads: Tensor
@@ -57,13 +67,17 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Documents of similar length, longest first. `queries` holds a block after another, `keys` is [N, K, L]."""
+    """Documents of similar length, longest first. `queries` holds a block after another, `keys` is [N, K, P + L].
+
+    `prefix`: the positions of what all of them continue.
+    """
 
     num_documents: int
     longest: int
     queries: Rows
     keys: Rows
     blocks: tuple[Block, ...]
+    prefix: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +90,16 @@ class Layout:
 
 
 class Documents:
-    """Boundaries of a batch's documents over its T = B * L positions: int32 `[0, end of the first, ..., T]`."""
+    """Boundaries of a batch's documents over its T = B * L positions: int32 `[0, end of the first, ..., T]`.
 
-    def __init__(self, cu_seqlens: NDArray[np.int32]) -> None:
+    `continues`: the document that each goes on from, or -1; None where none does.
+    """
+
+    def __init__(self, cu_seqlens: NDArray[np.int32], continues: NDArray[np.int32] | None = None) -> None:
         self.cu_seqlens = cu_seqlens
+        self.continues = continues
         self._layouts: dict[tuple[int, torch.device], Layout] = {}
-        self._bounds: dict[torch.device, Tensor] = {}
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     @classmethod
     def rows(cls, num_rows: int, length: int) -> Documents:
@@ -89,38 +107,99 @@ class Documents:
         return cls(np.arange(0, num_rows * length + 1, length, dtype=np.int32))
 
     @cached_property
+    def prefix_lengths(self) -> NDArray[np.int64]:
+        """Tokens before each document's own."""
+        lengths = np.diff(self.cu_seqlens).astype(np.int64)
+        return np.zeros_like(lengths) if self.continues is None else _before(lengths, self.continues)
+
+    @cached_property
     def longest(self) -> int:
+        """Of the documents' own tokens."""
         return int(np.diff(self.cu_seqlens).max())
+
+    @cached_property
+    def most_keys(self) -> int:
+        """That a document has, with its prefix."""
+        return int((np.diff(self.cu_seqlens) + self.prefix_lengths).max())
 
     @cached_property
     def mean_keys(self) -> float:
         """Keys that a query sees, on average, without a window."""
         lengths = np.diff(self.cu_seqlens).astype(np.int64)
-        return float((lengths * (lengths + 1)).sum() / (2 * lengths.sum()))
+        return float((lengths * (lengths + 1 + 2 * self.prefix_lengths)).sum() / (2 * lengths.sum()))
 
     def bounds(self, device: torch.device) -> Tensor:
         """`cu_seqlens` on the device, as the variable-length kernels take it."""
-        if device not in self._bounds:
-            self._bounds[device] = torch.from_numpy(self.cu_seqlens).to(device)
-        return self._bounds[device]
+        return self._tensors(device)[0]
+
+    def key_bounds(self, device: torch.device) -> Tensor:
+        """The same of the documents' keys, those of their prefixes included."""
+        return self._tensors(device)[1]
+
+    def key_positions(self, device: torch.device) -> Tensor | None:
+        """The position of each of these keys; None where they are the T positions in their order."""
+        return self._tensors(device)[2]
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        if device not in self._on_device:
+            bounds = torch.from_numpy(self.cu_seqlens).to(device)
+            if self.continues is None:
+                self._on_device[device] = bounds, bounds, None
+            else:
+                key_bounds, positions = _keys_of(self.cu_seqlens, self.continues)
+                self._on_device[device] = (
+                    bounds, torch.from_numpy(key_bounds).to(device), torch.from_numpy(positions).to(device)
+                )  # fmt: skip
+        return self._on_device[device]
 
     def layout(self, num_key_value_heads: int, device: torch.device) -> Layout:
         key = (num_key_value_heads, device)
         if key not in self._layouts:
-            self._layouts[key] = lay_out(self.cu_seqlens, num_key_value_heads, device=device)
+            self._layouts[key] = lay_out(self.cu_seqlens, num_key_value_heads, continues=self.continues, device=device)
         return self._layouts[key]
 
 
-def lay_out(cu_seqlens: NDArray[np.int32], num_key_value_heads: int, *, device: torch.device) -> Layout:
+def _before(lengths: NDArray[np.int64], continues: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.where(continues < 0, 0, lengths[continues])
+
+
+def _keys_of(
+    cu_seqlens: NDArray[np.int32], continues: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Boundaries and positions of the documents' keys.
+
+    Boundaries 0 2 4 5 where the second and the third continue the first: 0 2 6 9, and 0 1 | 0 1 2 3 | 0 1 4.
+    """
+    spans = [(start, end) for start, end in pairwise(cu_seqlens.tolist())]
+    parts = []
+    for (start, end), prefix in zip(spans, continues.tolist(), strict=True):
+        own = np.arange(start, end)
+        parts.append(own if prefix < 0 else np.concatenate((np.arange(*spans[prefix]), own)))
+    bounds = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+    return bounds, np.concatenate(parts)
+
+
+def lay_out(
+    cu_seqlens: NDArray[np.int32],
+    num_key_value_heads: int,
+    *,
+    continues: NDArray[np.int32] | None = None,
+    device: torch.device,
+) -> Layout:
     """The layout of documents with these boundaries, for rows of the form [T * K]."""
-    lengths = np.diff(cu_seqlens).astype(np.int64)
-    groups = tuple(
-        _group(cu_seqlens[members].astype(np.int64), lengths[members], num_key_value_heads, device=device)
-        for members in _similar(lengths)
-    )
+    starts, lengths = cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens).astype(np.int64)
+    if continues is None:
+        continues = np.full(len(lengths), -1, dtype=np.int32)
+    groups = []
+    for number in np.unique(continues).tolist():
+        prefix = slice(0, 0) if number < 0 else slice(int(starts[number]), int(starts[number] + lengths[number]))
+        mine = np.flatnonzero(continues == number)
+        for chosen in _similar(lengths[mine]):
+            members = mine[chosen]
+            groups.append(_group(starts[members], lengths[members], num_key_value_heads, prefix=prefix, device=device))
     num_rows = int(cu_seqlens[-1]) * num_key_value_heads
     return Layout(
-        groups,
+        tuple(groups),
         query_of_TK=_inverse([group.queries for group in groups], num_rows),
         key_of_TK=_inverse([group.keys for group in groups], num_rows),
     )
@@ -143,6 +222,8 @@ def _similar(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Document numbers in groups of similar length, longest first; documents without tokens are left out."""
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
+    if not len(order):
+        return []
     cuts, longest = [0], int(lengths[order[0]])
     for place, document in enumerate(order):
         if lengths[document] * GROUP_RATIO + GROUP_SLACK < longest:
@@ -151,20 +232,42 @@ def _similar(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [order[start:end] for start, end in pairwise([*cuts, len(order)])]
 
 
-def _group(starts_N: NDArray[np.int64], lengths_N: NDArray[np.int64], num_heads: int, *, device: torch.device) -> Group:
-    longest = int(lengths_N[0])
+def _group(
+    starts_N: NDArray[np.int64],
+    lengths_N: NDArray[np.int64],
+    num_heads: int,
+    *,
+    prefix: slice,
+    device: torch.device,
+) -> Group:
+    longest, before = int(lengths_N[0]), prefix.stop - prefix.start
     real_NL = np.arange(longest) < lengths_N[:, None]
     token_NL = starts_N[:, None] + np.where(real_NL, np.arange(longest), 0)
-    row_NKL = token_NL[:, None, :] * num_heads + np.arange(num_heads)[:, None]
-    real_NKL = np.broadcast_to(real_NL[:, None, :], row_NKL.shape)
-    blocks = tuple(Block(start, end, int((lengths_N > start).sum())) for start, end in _cuts(longest))
+    copies_NP = np.broadcast_to(np.arange(prefix.start, prefix.stop), (len(starts_N), before))
+    blocks = tuple(Block(start, end, int((lengths_N > start).sum()), before) for start, end in _cuts(longest))
+    by_block = [(slice(block.count), slice(block.start, block.end)) for block in blocks]
+    return Group(
+        len(lengths_N),
+        longest,
+        queries=_by_head([(token_NL[part], real_NL[part]) for part in by_block], num_heads, device=device),
+        keys=_by_head(
+            [(np.hstack([copies_NP, token_NL]), np.hstack([np.zeros_like(copies_NP, dtype=np.bool_), real_NL]))],
+            num_heads,
+            device=device,
+        ),
+        blocks=blocks,
+        prefix=prefix,
+    )
 
-    def rows(parts: Sequence[tuple[slice, ...]]) -> Rows:
-        index, real = (np.concatenate([each[part].reshape(-1) for part in parts]) for each in (row_NKL, real_NKL))
-        return Rows(torch.from_numpy(index).to(device), torch.from_numpy(np.flatnonzero(~real)).to(device))
 
-    by_block = [(slice(block.count), slice(None), slice(block.start, block.end)) for block in blocks]
-    return Group(len(lengths_N), longest, queries=rows(by_block), keys=rows([()]), blocks=blocks)
+def _by_head(
+    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_]]], num_heads: int, *, device: torch.device
+) -> Rows:
+    """Tokens [N, L], each part for itself, as rows [N, K, L], one part after the other."""
+    rows = [token_NL[:, None, :] * num_heads + np.arange(num_heads)[:, None] for token_NL, _ in parts]
+    reals = [np.broadcast_to(real_NL[:, None, :], row.shape) for (_, real_NL), row in zip(parts, rows, strict=True)]
+    index, real = (np.concatenate([each.reshape(-1) for each in of]) for of in (rows, reals))
+    return Rows(torch.from_numpy(index).to(device), torch.from_numpy(np.flatnonzero(~real)).to(device))
 
 
 def _cuts(length: int) -> list[tuple[int, int]]:

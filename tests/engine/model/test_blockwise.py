@@ -44,8 +44,9 @@ def inputs(lengths: list[int], heads: tuple[int, int], sizes: tuple[int, int], s
     return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
-def documents(lengths: list[int]) -> Documents:
-    return Documents(np.cumsum([0, *lengths]).astype(np.int32))
+def documents(lengths: list[int], continues: list[int] | None = None) -> Documents:
+    bounds = np.cumsum([0, *lengths]).astype(np.int32)
+    return Documents(bounds, None if continues is None else np.array(continues, np.int32))
 
 
 def with_gradients(out: Tensor, tensors: list[Tensor]) -> list[Tensor]:
@@ -82,6 +83,58 @@ def test_outputs_and_gradients_are_those_of_the_whole_matrix(
         out = blockwise_attention(query, key, value, documents(lengths), scores, sinks if sunk else None)
         actual = with_gradients(out, tensors)
     expected = with_gradients(whole(query, key, value, lengths, scores, sinks if sunk else None), tensors)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(
+    prefixes=st.lists(
+        st.tuples(st.integers(1, 60), st.lists(st.integers(1, 70), min_size=1, max_size=4)), min_size=1, max_size=3
+    ),
+    alone=st.lists(st.integers(1, 40), max_size=2),
+    softcap=st.sampled_from([None, 1.5]),
+    window=st.sampled_from([None, 1, 7, 50]),
+    sunk=st.booleans(),
+    keep=st.booleans(),
+)
+def test_a_shared_prefix_gives_what_copies_of_it_give(
+    prefixes: list[tuple[int, list[int]]],
+    alone: list[int],
+    softcap: float | None,
+    window: int | None,
+    sunk: bool,
+    keep: bool,
+) -> None:
+    """Outputs, and gradients summed over the copies, are those of documents that each begin with the prefix."""
+    lengths, continues, copied, whole_lengths = [], [], [], []
+    start = 0
+    for prefix, owns in prefixes:
+        number, first = len(lengths), start
+        lengths, continues, start = [*lengths, prefix], [*continues, -1], start + prefix
+        copied += range(first, first + prefix)
+        whole_lengths.append(prefix)
+        for own in owns:
+            copied += [*range(first, first + prefix), *range(start, start + own)]
+            whole_lengths.append(prefix + own)
+            lengths, continues, start = [*lengths, own], [*continues, number], start + own
+    for own in alone:
+        copied += range(start, start + own)
+        whole_lengths.append(own)
+        lengths, continues, start = [*lengths, own], [*continues, -1], start + own
+    query, key, value, sinks = inputs(lengths, (4, 2), (6, 4))
+    tensors = [query, key, value] + ([sinks] if sunk else [])
+    scores = Scores(0.4, softcap, window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockwise, "KEEP_KEYS", 10**6 if keep else 0)
+        patch.setattr("sftctl.engine.model.documents.BLOCK_LENGTH", 16)
+        laid = documents(lengths, continues)
+        out = blockwise_attention(query, key, value, laid, scores, sinks if sunk else None)
+        actual = with_gradients(out, tensors)
+    # Each position's own output is its last copy's: of a prefix, that of its last document.
+    last = torch.tensor([len(copied) - 1 - copied[::-1].index(position) for position in range(start)])
+    each = [tensor[copied] for tensor in (query, key, value)]
+    expected = with_gradients(whole(*each, whole_lengths, scores, sinks if sunk else None)[last], tensors)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
