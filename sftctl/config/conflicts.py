@@ -136,6 +136,14 @@ def _prefix(facts: Facts) -> Iterator[Problem]:
         yield _both(facts, "sft.share_prefix", "peft.lora_dropout", message, help)
 
 
+def _held_out(facts: Facts) -> Iterator[Problem]:
+    size = facts.bundle.data.test_split_size
+    if size is not None and size > 1 and size != int(size):
+        message = f"{size:g} rows cannot be held out: a share is below 1, a number of rows is whole"
+        advice = f"set {int(size)}, or a share such as 0.1"
+        yield Problem("data.test_split_size", message, facts.origin("data.test_split_size"), advice)
+
+
 class Conflict(NamedTuple):
     """A rule about leaves that contradict: which, in words for `explain`, and its check."""
 
@@ -183,6 +191,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         "share_prefix = true needs flat batches and no dropout",
         _prefix,
     ),
+    Conflict(("data.test_split_size",), "test_split_size is a share below 1 or a whole number of rows", _held_out),
     Conflict(("data.datasets",), "every entry has a fraction, or none has", _shares),
     Conflict(
         ("data.streaming", "train.max_steps", "data.test_split_size", "data.datasets"),

@@ -37,7 +37,7 @@ def render_notes(notes: Sequence[Problem]) -> str:
 def lines(problem: Problem, *, word: str = "error") -> Iterator[str]:
     """The lines of one problem."""
     place = f"{problem.path}: " if problem.path else ""
-    yield f"{word}: {place}{problem.message}"
+    yield f"{word}: {place}{harmless(problem.message)}"
     margin = 1
     if problem.origin is not None and problem.origin.kind != "default":
         margin = len(str(max(each.line or 0 for each in (problem.origin, *problem.related)))) + 1
@@ -46,7 +46,16 @@ def lines(problem: Problem, *, word: str = "error") -> Iterator[str]:
         if each.kind != "default":
             yield from _snippet(each, margin, ":::")
     if problem.help:
-        yield f"{' ' * margin} = help: {problem.help}"
+        yield f"{' ' * margin} = help: {harmless(problem.help)}"
+
+
+def harmless(text: str) -> str:
+    """Text that may come from data, without what moves a cursor or recolours a terminal: pictures (␛) in its place."""
+    return text.translate(_PICTURES)
+
+
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in b"\n\t"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def _snippet(origin: Origin, margin: int, arrow: str) -> Iterator[str]:

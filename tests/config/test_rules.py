@@ -126,6 +126,7 @@ def test_weights_and_fractions_follow_the_mixing(write: Callable[..., str]) -> N
         ({"eval.metric_for_best_model": "eval_exact_match"}, "eval.metric_for_best_model"),
         ({"sft.share_prefix": True, "sft.padding_free": False}, "sft.share_prefix"),
         ({"sft.share_prefix": True, "peft.use_peft": True, "peft.lora_dropout": 0.1}, "sft.share_prefix"),
+        ({"data.test_split_size": 1.5}, "data.test_split_size"),
         ({"distributed.nnodes": 2}, "distributed.nnodes"),
         ({"distributed.node_rank": 1}, "distributed.node_rank"),
         ({"distributed.strategy": "none", "distributed.nproc_per_node": 2}, "distributed.strategy"),

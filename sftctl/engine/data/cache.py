@@ -91,7 +91,9 @@ def _make(folder: Path, make: Callable[[Path], Store]) -> Store:
     try:
         make(aside)
         _remember(aside)
-        if folder.exists():
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
             shutil.rmtree(folder)
         aside.rename(folder)
     except BaseException:
@@ -110,7 +112,7 @@ def _load(folder: Path) -> Store | None:
             with contextlib.suppress(OSError):  # a cache that may only be read is checked at each start
                 _remember(folder)
         return read_store(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -118,11 +120,12 @@ def _unchanged(folder: Path) -> bool:
     """Whether every file is the one that was checked, and was old enough then that a later write would show."""
     try:
         known = json.loads((folder / CHECKED).read_text())
-    except (OSError, ValueError):
+        checked, moment = known["files"], known["time"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     files = _identities(folder)
     newest = max((identity[2] for identity in files.values()), default=0)
-    return bool(known["files"] == files and newest < known["time"] - RECENT_NS)
+    return bool(checked == files and isinstance(moment, int) and newest < moment - RECENT_NS)
 
 
 def _remember(folder: Path) -> None:

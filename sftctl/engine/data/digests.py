@@ -32,7 +32,7 @@ def digest_of_text(*parts: str) -> str:
 
 
 def digest_of_files(files: Sequence[Path], memo_dir: Path | None = None) -> str:
-    """The bytes of these files, in this order; their names do not count."""
+    """The bytes of these files, in this order, whatever their names."""
     return digest_of_text(*(digest_of_file(file, memo_dir) for file in files))
 
 

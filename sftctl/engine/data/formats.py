@@ -14,7 +14,8 @@ chat are named `user` and `assistant` instead (`columns = {user = "question", as
 exchange, rendered by the chat template, trained on the answer. Alpaca rows are such an exchange too.
 
 The format comes from the first row's columns (after renames), in the order of the table; a later row that does
-not fit is a bad row, and never read as something else.
+not fit is a bad row, and never read as something else. What a row's own content makes Python raise (a number of 400
+digits, a list in a list in a list …) is a bad row too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ ROLES_OF_SHAREGPT = {
 LEAST, MOST = 1e-30, 1e30
 """Of a message's weight, beside 0: what float32 holds, with room for what it is multiplied with."""
 ALPACA_COLUMNS = ("instruction", "input", "output")
+TOKEN_MASKS = ("labels", "completion_mask", "assistant_masks")
+ODD_CONTENT = (TypeError, ValueError, OverflowError, RecursionError, KeyError, AttributeError)
+"""What Python raises for a value of an unforeseen kind, size or depth."""
 
 
 class BadRow(Exception):
@@ -82,22 +86,34 @@ class TokensRow:
     completion_mask: list[int] | None = None
     assistant_masks: list[int] | None = None
 
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Which of TOKEN_MASKS it has."""
+        return tuple(name for name in TOKEN_MASKS if getattr(self, name) is not None)
+
 
 Row = TextRow | PairRow | ChatRow | TokensRow
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the rows of one source are read: settled on its first row, the same for all."""
+    """How the rows of one source are read: settled on its first row, the same for all.
+
+    `masks` are those of TOKEN_MASKS that its rows of token ids have; None until a good row was seen.
+    """
 
     format: Format
     text_field: str
     columns: Mapping[str, str]
     unused: tuple[str, ...] = ()
+    masks: tuple[str, ...] | None = None
 
     def row(self, value: Mapping[str, Any]) -> Row:
         """The row in this format; raises BadRow."""
-        return PARSERS[self.format](rename(value, self.columns), self)
+        try:
+            return PARSERS[self.format](rename(value, self.columns), self)
+        except ODD_CONTENT as error:
+            raise BadRow(f"it cannot be read as {self.format}: {type(error).__name__}: {error}") from error
 
 
 def rename(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -186,23 +202,45 @@ def _parse_tokens(value: Mapping[str, Any], reading: Reading) -> Row:
     ids = _integers(value, "input_ids")
     if not ids:
         raise BadRow("input_ids is empty")
-    others = {
-        name: _integers(value, name)
-        for name in ("labels", "completion_mask", "assistant_masks")
-        if value.get(name) is not None
-    }
+    others = {name: _integers(value, name) for name in (*TOKEN_MASKS, "attention_mask") if value.get(name) is not None}
     for name, items in others.items():
         if len(items) != len(ids):
             raise BadRow(f"{name} has {len(items)} items for {len(ids)} input_ids")
         if name != "labels" and not set(items) <= {0, 1}:
             raise BadRow(f"{name} holds {next(item for item in items if item not in (0, 1))}, and a mask is of 0 and 1")
+    padded = others.pop("attention_mask", None)
+    _check_masks(others, reading)
     for position, label in enumerate(others.get("labels", ())):
         if label not in (ids[position], -100):
             raise BadRow(
                 f"labels[{position}] is {label}: a label is the id at its own position ({ids[position]}), "
                 "not shifted, or -100"
             )
-    return TokensRow(ids, **others)
+    row = TokensRow(ids, **others)
+    return row if padded is None or all(padded) else _without_padding(row, padded)
+
+
+def _check_masks(found: Mapping[str, list[int]], reading: Reading) -> None:
+    """A row without the mask that others have would train all of its tokens, and nobody would see it."""
+    if reading.masks is None:
+        return
+    for name in TOKEN_MASKS:
+        if name in reading.masks and name not in found:
+            raise BadRow(f"it has no {name}, and the first row has: all of it would train")
+        if name in found and name not in reading.masks:
+            raise BadRow(f"it has {name}, and the first row has none; a source has one format")
+
+
+def _without_padding(row: TokensRow, attention_mask: list[int]) -> TokensRow:
+    """Only the tokens that are no padding: 0 1 1 1 0 0 keeps the three in the middle."""
+    if 1 not in attention_mask:
+        raise BadRow("attention_mask is all 0: the row is nothing but padding")
+    begin, count = attention_mask.index(1), sum(attention_mask)
+    if not all(attention_mask[begin : begin + count]):
+        gap = attention_mask.index(0, begin)
+        raise BadRow(f"attention_mask[{gap}] is 0 between tokens that are seen; only padding around them is left out")
+    part = slice(begin, begin + count)
+    return TokensRow(row.input_ids[part], **{name: getattr(row, name)[part] for name in row.masks})
 
 
 PARSERS: dict[Format, Callable[[Mapping[str, Any], Reading], Row]] = {
@@ -285,6 +323,8 @@ def _from_sharegpt(value: Any) -> Any:
             continue
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
             raise BadRow(f"conversations[{number}] is a turn with from and value, and here it is {_kind(turn)}")
+        if not isinstance(turn["from"], str):
+            raise BadRow(f"conversations[{number}].from is text, and here it is {_kind(turn['from'])}")
         others = {key: item for key, item in turn.items() if key not in ("from", "value")}
         messages.append({"role": ROLES_OF_SHAREGPT.get(turn["from"], turn["from"]), "content": turn["value"], **others})
     return messages
@@ -296,6 +336,8 @@ def _tools(value: Any) -> list[Any] | None:
             value = json.loads(value) if value.strip() else None
         except json.JSONDecodeError as error:
             raise BadRow(f"tools is a list or its JSON text, and this text is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # a number of too many digits, a list in a list in a list …
+            raise BadRow(f"tools is JSON text that cannot be read: {error}") from error
     if value is None or value == []:
         return None
     if not isinstance(value, list):

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sftctl.engine.data.digests import digest_of_text
+from sftctl.engine.data.digests import digest_of_ends, digest_of_files, digest_of_text
 from sftctl.engine.data.origin import OpenSource, Place, Source, parse_split, refusal
 from sftctl.engine.data.readers import Line, lines_of_batches, without_nulls
 from sftctl.errors import DataError
@@ -17,16 +17,21 @@ from sftctl.errors import DataError
 HUB_BATCH_ROWS = 1024
 
 
-def open_with_datasets(source: Source, where: str, *, streaming: bool = False) -> OpenSource:
-    """A Hub id or a `save_to_disk` folder. A folder is memory-mapped, so that it can be read from any row."""
+def open_with_datasets(
+    source: Source, where: str, *, memo_dir: Path | None = None, streaming: bool = False
+) -> OpenSource:
+    """A Hub id or a `save_to_disk` folder. A folder is memory-mapped, so that it can be read from any row.
+
+    A folder is known by the bytes of its files (`datasets` only reads the name it was given when it was saved), in a
+    stream by their sizes and ends; a Hub data set by the fingerprint of `datasets`.
+    """
     import datasets  # heavy: about a second, and only for what the readers cannot read
 
     folder = Path(source.path).expanduser()
     try:
         if folder.is_dir():
             data = datasets.load_from_disk(str(folder))
-            if isinstance(data, datasets.DatasetDict):
-                data = _one_split(data, source, where)
+            data = _one_split(data if isinstance(data, datasets.DatasetDict) else _named(data), source, where)
         else:
             files = list(source.data_files) if source.data_files is not None else None
             data = datasets.load_dataset(
@@ -44,7 +49,12 @@ def open_with_datasets(source: Source, where: str, *, streaming: bool = False) -
     except Exception as error:  # the library raises a dozen kinds, from OSError to ValueError
         raise _hub_error(error, source, where) from error
 
-    fingerprint = digest_of_text(str(data._fingerprint), str(len(data)), repr(source.limit))
+    def fingerprint() -> str:
+        if not folder.is_dir():
+            return digest_of_text(str(data._fingerprint), str(len(data)), repr(source.limit))
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        bytes_of = digest_of_ends(files) if streaming else digest_of_files(files, memo_dir)
+        return digest_of_text(bytes_of, source.split, repr(source.limit))
 
     def walk(place: Place) -> Iterator[tuple[Line, Place]]:
         end = len(data) if source.limit is None else min(source.limit, len(data))
@@ -55,7 +65,12 @@ def open_with_datasets(source: Source, where: str, *, streaming: bool = False) -
     def lines() -> Iterator[Line]:
         return islice(_rows(source, data, 0), source.limit)
 
-    return OpenSource(source.path, where, lines, lambda: fingerprint, walk)
+    return OpenSource(source.path, where, lines, fingerprint, walk)
+
+
+def _named(data: Any) -> dict[str, Any]:
+    """A data set that was saved alone: it is "train", as a file alone is, and what it says it is."""
+    return {str(data.split or "train"): data, "train": data}
 
 
 def _rows(source: Source, data: Any, before: int) -> Iterator[Line]:

@@ -207,7 +207,8 @@ def framed(chunk: Chunk, prefix: Sequence[int], suffix: Sequence[int], eos: int 
         ends = offsets[1:][wants_eos] - 1
         ids[ends], trained[ends] = eos, True
         final = offsets[1:] - 1
-        stops[final[ids[final] == eos]] = True
+        own = (ids[final] == eos) & (roles[final] != ROLE_CODES["prompt"])  # not one that a prompt ends with
+        stops[final[own]] = True
         trained |= stops
         if weights is not None:
             weights[ends] = 1

@@ -141,7 +141,8 @@ class DroppedBook:
             return
         if self._stream is None:
             self._stream = self._path.open("w", encoding="utf-8")
-        self._stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+        text = json.dumps(asdict(row), ensure_ascii=False)
+        self._stream.write(text.encode(errors="backslashreplace").decode() + "\n")  # half a character is no UTF-8
 
     @property
     def reasons(self) -> dict[str, int]:

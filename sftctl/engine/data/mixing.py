@@ -14,6 +14,7 @@ machine and version. `all_exhausted` begins a source anew until the last one has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal
@@ -29,6 +30,7 @@ Order = tuple[NDArray[np.int16], NDArray[np.int32]]
 Mixing = Literal["concat", "interleave"]
 Stopping = Literal["first_exhausted", "all_exhausted"]
 BLOCK_DRAWS = 2**16
+MOST_ROWS = 10**9
 _INTERLEAVE_STREAM, _SPLIT_STREAM = 2, 3
 
 
@@ -82,15 +84,38 @@ def concat(counts: Sequence[int]) -> Order:
 
 def shares(counts: Sequence[int], fractions: Sequence[float]) -> list[int]:
     """How many rows each source gives so that the mixture has these shares and is as large as it can be."""
-    total = sum(fractions)
-    normal = [fraction / total for fraction in fractions]
+    normal = _normal(fractions)
     size = min(count / share for count, share in zip(counts, normal, strict=True) if share > 0)
     return [min(count, round(share * size)) for count, share in zip(counts, normal, strict=True)]
 
 
+def _normal(parts: Sequence[float]) -> list[float]:
+    """Shares of one; parts may be as large as floats are."""
+    largest = max(parts)
+    total = sum(part / largest for part in parts)
+    return [part / largest / total for part in parts]
+
+
+def _refuse_endless(counts: Sequence[int], normal: Sequence[float], stopping_strategy: Stopping) -> None:
+    """Raises DataError where sources would be repeated until the mixture has more rows than can be counted."""
+    expected = [count / share if share > 0 else math.inf for count, share in zip(counts, normal, strict=True)]
+    slowest = expected.index(max(expected))
+    if stopping_strategy == "all_exhausted" and expected[slowest] > MOST_ROWS:
+        raise DataError(
+            Problem(
+                f"data.datasets[{slowest}].weight",
+                f"its share of {normal[slowest]:.3g} is too small: until its {counts[slowest]} rows have come, the "
+                f"others would be repeated over more than {MOST_ROWS:,} rows",
+                help='raise its weight, or set data.stopping_strategy = "first_exhausted"',
+            )
+        )
+
+
 def interleave(counts: Sequence[int], weights: Sequence[float], *, seed: int, stopping_strategy: Stopping) -> Order:
     """Draw sources by weight until the first, or the last, has given its last row."""
-    bounds = np.cumsum(np.array(weights) / sum(weights))
+    normal = _normal(weights)
+    bounds = np.cumsum(normal)
+    _refuse_endless(counts, normal, stopping_strategy)
     left = np.array(counts, dtype=np.int64)
     blocks: list[NDArray[np.int16]] = []
     while min(left) > 0 if stopping_strategy == "first_exhausted" else max(left) > 0:

@@ -67,7 +67,7 @@ class SplitPart:
 
 
 def parse_split(source: Source, where: str) -> tuple[str, SplitPart | None]:
-    match = re.fullmatch(r"([\w.-]+)(?:\[(-?\d*%?):(-?\d*%?)\])?", source.split)
+    match = re.fullmatch(r"([\w.-]+)(?:\[(-?\d{0,15}%?):(-?\d{0,15}%?)\])?", source.split)
     if match is None:
         raise refusal(
             f"{where}.split",

@@ -16,14 +16,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from sftctl.engine.data.book import Book, Settled
-from sftctl.engine.data.formats import BadRow, ChatRow, Reading, Row, TokensRow, rename
+from sftctl.engine.data.formats import BadRow, ChatRow, Reading, Row, TokensRow
 from sftctl.engine.data.ledger import Dropped
 from sftctl.engine.data.origin import OpenSource, Source
-from sftctl.engine.data.readers import Line
 from sftctl.engine.data.reading import check_loss, check_template, notes, settle
 from sftctl.engine.data.store import Store, Writer
 from sftctl.engine.data.worker import (
@@ -108,28 +108,41 @@ class Pipeline:
         return DataError(Problem(self._opened.where, message, Origin("data", self._source.path), help))
 
     def _settle(self, chunk: list[Numbered]) -> bool:
-        """Settle the reading on the first good row of a chunk, and hold the settings against it."""
+        """Settle the reading on the first good row of a chunk, and hold the settings against it.
+
+        A first row of no known format is an error, or with on_bad_row = "skip" one where no row of the chunk has any.
+        """
+        unknown: DataError | None = None
         for _, line in chunk:
             if line.value is None:
                 continue
-            if self._reading is None:
-                self._reading = settle(
-                    self._source, line.value, text_field=self._settings.text_field, where=self._opened.where
-                )
             try:
+                if self._reading is None:
+                    self._reading = self._read_by(line.value)
                 row = self._reading.row(line.value)
             except BadRow:
                 continue
+            except DataError as error:
+                if self._settings.on_bad_row == "error":
+                    raise
+                unknown = unknown or error
+                continue
             if self.settled is None:
-                self.settled = self._settled_by(row, line, self._reading)
+                if isinstance(row, TokensRow):
+                    self._reading = replace(self._reading, masks=row.masks)
+                self.settled = self._settled_by(row, self._reading)
             return True
+        if unknown is not None and self._reading is None:
+            raise unknown
         return False
 
-    def _settled_by(self, row: Row, line: Line, reading: Reading) -> Settled:
-        assert line.value is not None
+    def _read_by(self, value: Mapping[str, Any]) -> Reading:
+        return settle(self._source, value, text_field=self._settings.text_field, where=self._opened.where)
+
+    def _settled_by(self, row: Row, reading: Reading) -> Settled:
         loss, where, template = self._settings.loss, self._opened.where, self._kit.template
         check_template(row, reading.format, template is not None, self._source, where)
-        check_loss(row, rename(line.value, self._source.columns), reading.format, loss, self._source, where)
+        check_loss(row, loss, self._source, where)
         templated = isinstance(row, (ChatRow, TokensRow))  # ids may be of a chat: what ends its turns is known
         return Settled(
             reading=reading,

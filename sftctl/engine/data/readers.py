@@ -18,12 +18,17 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 ARROW_BATCH_ROWS = 1024
+MAX_FIELD = 2**31 - 1
+"""Characters of a CSV field; the library's own limit is 131,072."""
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What bytes that are not UTF-8 become under "surrogateescape"."""
 
 
 class Line(NamedTuple):
@@ -40,10 +45,11 @@ class Line(NamedTuple):
 
 
 def read_json(path: Path, start: int = 0, line: int = 0) -> Iterator[Line]:
-    """JSON lines, or one array of objects; the first character decides."""
+    """One array of objects, or JSON lines: the first character decides, unless the name says that it is of lines."""
     with _open(path) as stream:
         head = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if head.startswith(b"[") or (head.startswith(b"{") and _is_one_object(head)):
+        whole = head.startswith(b"[") or (head.startswith(b"{") and _is_one_object(head))
+        if whole and kind_of(path) == ".json":
             stream.seek(0)
             yield from islice(_read_json_whole(path, stream), start, None)
         else:
@@ -52,7 +58,11 @@ def read_json(path: Path, start: int = 0, line: int = 0) -> Iterator[Line]:
 
 
 def read_csv(path: Path, start: int = 0, line: int = 0, *, delimiter: str = ",") -> Iterator[Line]:
-    """Comma-separated values with a header line. Every value is text. Empty lines are no rows."""
+    """Comma-separated values with a header line. Every value is text. Empty lines are no rows.
+
+    A record is read to its end before it is judged: bytes that are not UTF-8 spoil it, and not what comes after.
+    """
+    csv.field_size_limit(MAX_FIELD)
     file = str(path)
     with _open(path) as raw:
         text = _TextLines(raw)
@@ -63,10 +73,14 @@ def read_csv(path: Path, start: int = 0, line: int = 0, *, delimiter: str = ",")
                 fields = next(rows)
             except StopIteration:
                 return
-            except (csv.Error, UnicodeDecodeError) as error:
+            except csv.Error as error:
                 yield Line(file, text.line, None, f"not CSV: {error}", text.after)
                 continue
-            if header is None:
+            if any(NOT_UTF8.search(field) for field in fields):
+                yield Line(file, text.line, None, "not UTF-8", text.after)
+                if header is None:  # no line after it could be told from a header
+                    return
+            elif header is None:
                 header = fields
                 text.skip_to(start, line)
             elif fields and len(fields) != len(header):
@@ -118,9 +132,26 @@ def lines_of_batches(file: str, batches: Iterator[Any], *, start: int = 0, befor
         skipped = min(batch.num_rows, max(0, start - number))
         number += skipped
         for begin in range(skipped, batch.num_rows, ARROW_BATCH_ROWS):
-            for value in batch.slice(begin, ARROW_BATCH_ROWS).to_pylist():
+            for value in _values(batch.slice(begin, ARROW_BATCH_ROWS)):
                 number += 1
-                yield Line(file, None, {key: without_nulls(item) for key, item in value.items()}, None, number)
+                if isinstance(value, str):
+                    yield Line(file, None, None, value, number)
+                else:
+                    yield Line(file, None, {key: without_nulls(item) for key, item in value.items()}, None, number)
+
+
+def _values(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; of one that Python cannot hold, as a date in the year 300,000, the reason."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (OverflowError, ValueError):
+        pass
+    for place in range(batch.num_rows):
+        try:
+            yield batch.slice(place, 1).to_pylist()[0]
+        except (OverflowError, ValueError) as error:
+            yield f"a value that cannot be read: {error}"
 
 
 def without_nulls(value: Any) -> Any:
@@ -141,21 +172,20 @@ READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
+OF_TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+"""Kinds that may be compressed by gzip."""
 
 
 def kind_of(path: Path) -> str | None:
     """The suffix that decides the reader, without `.gz`; None where no reader fits."""
-    name = (
-        path.name.removesuffix(".gz")
-        if path.name.endswith((".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz"))
-        else path.name
-    )
-    suffix = Path(name).suffix.lower()
-    return suffix if suffix in READERS else None
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes[-1:] == [".gz"]:
+        return suffixes[0] if suffixes[0] in OF_TEXT else None
+    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # GzipFile is one in all but name
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]  # GzipFile is one in all but name
 
 
 def _is_one_object(head: bytes) -> bool:
@@ -213,7 +243,7 @@ def _kind(value: Any) -> str:
 
 
 class _TextLines:
-    """The lines of a file as text, one by one, and where it stands. A line that is not UTF-8 raises; the next comes."""
+    """The lines of a file as text, one by one, and where it stands. What is not UTF-8 becomes NOT_UTF8."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -235,4 +265,4 @@ class _TextLines:
         first = not self.after
         self.after += len(raw)
         self.line += 1
-        return raw.decode("utf-8-sig" if first else "utf-8")
+        return raw.decode("utf-8-sig" if first else "utf-8", "surrogateescape")

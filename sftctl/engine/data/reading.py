@@ -66,26 +66,28 @@ def _format(source: Source, columns: Sequence[str], text_field: str, where: str)
     return format
 
 
-def check_loss(row: Row, value: Mapping[str, Any], format: Format, loss: Loss, source: Source, where: str) -> None:
+def check_loss(row: Row, loss: Loss, source: Source, where: str) -> None:
     """What the loss settings ask for must be in the rows; raises DataError where it is not."""
     chat = isinstance(row, ChatRow)
     kind = {TextRow: "text", PairRow: "plain prompts and completions", TokensRow: "token ids"}.get(
         type(row), "conversations"
     )
-    if loss.completion_only_loss and not _has_prompt(row, value):
+    if loss.completion_only_loss and not _has_prompt(row):
         raise _error(
             "sft.completion_only_loss",
             source,
             f"completion_only_loss trains completions, and this source ({where}, {kind}) has no prompts",
-            "leave it unset (each format then has its own rule), or give prompt and completion"
+            "leave it unset (each format then has its own rule), or give "
+            + ("completion_mask in every row" if isinstance(row, TokensRow) else "prompt and completion")
             + (", or use sft.assistant_only_loss" if chat else ""),
         )
-    if loss.assistant_only_loss and not chat and not (isinstance(row, TokensRow) and "assistant_masks" in value):
+    if loss.assistant_only_loss and not chat and not (isinstance(row, TokensRow) and row.assistant_masks is not None):
         raise _error(
             "sft.assistant_only_loss",
             source,
             f"assistant_only_loss trains an assistant's turns, and this source ({where}) is of {kind}",
-            "give messages, or rename the columns to user and assistant, or leave it false",
+            ("give assistant_masks in every row" if isinstance(row, TokensRow) else "give messages")
+            + ", or rename the columns to user and assistant, or leave it false",
         )
     if loss.last_turn_only_loss and isinstance(row, (TextRow, TokensRow)):
         raise _error(
@@ -122,10 +124,10 @@ def notes(reading: Reading, row: Row, has_template: bool, uses_clock: bool) -> t
     return tuple(said)
 
 
-def _has_prompt(row: Row, value: Mapping[str, Any]) -> bool:
+def _has_prompt(row: Row) -> bool:
     if isinstance(row, ChatRow):
         return row.num_prompt is not None
-    return isinstance(row, PairRow) or (isinstance(row, TokensRow) and "completion_mask" in value)
+    return isinstance(row, PairRow) or (isinstance(row, TokensRow) and row.completion_mask is not None)
 
 
 def _names(columns: Sequence[str] | Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from sftctl.engine.data.hub import open_with_datasets
 from sftctl.engine.data.origin import OpenSource, Place, Source, parse_split, refusal
 from sftctl.engine.data.readers import READERS, Line, kind_of
 
-UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zlib.error)
+UNREADABLE = (OSError, EOFError, ValueError, OverflowError, NotImplementedError, SystemError, zlib.error)
 """What gzip, pyarrow and the system raise where a file is not what it should be."""
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -42,7 +42,7 @@ def open_source(source: Source, *, where: str, memo_dir: Path | None = None, str
     """
     files = _local_files(source, where)
     if files is None:
-        return open_with_datasets(source, where, streaming=streaming)
+        return open_with_datasets(source, where, memo_dir=memo_dir, streaming=streaming)
     split, part = parse_split(source, where)
     if part is not None and streaming:
         raise refusal(
@@ -77,7 +77,7 @@ def open_source(source: Source, *, where: str, memo_dir: Path | None = None, str
 
     def fingerprint() -> str:
         bytes_of = digest_of_ends(files) if streaming else digest_of_files(files, memo_dir)
-        return digest_of_text(bytes_of, repr(part), repr(source.limit))
+        return digest_of_text(bytes_of, str(kind_of(files[0])), repr(part), repr(source.limit))
 
     return OpenSource(source.path, where, lines, fingerprint, walk)
 

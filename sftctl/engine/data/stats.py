@@ -79,7 +79,7 @@ def data_stats(
 
     `packing_strategy` is the one in use, None without packing.
     """
-    whole, cut = prepared.whole_lengths, np.minimum(prepared.lengths, max_length)
+    whole, cut = prepared.whole_lengths, np.minimum(prepared.lengths, np.int64(max_length))
     packed = tuple(
         _packing(cut if strategy in CUTTING_STRATEGIES else whole, max_length, strategy, sequences_per_step)
         for strategy in PACKERS

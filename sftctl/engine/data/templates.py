@@ -138,6 +138,9 @@ class _Compiled:
                     f"the chat template is not Jinja: {error.message} in its line {error.lineno}",
                 )
             ) from error
+        except (SyntaxError, RecursionError, MemoryError) as error:  # what it becomes is Python, which has its limits
+            message = f"the chat template is nested too deeply: {' '.join(str(error).split())[:100]}"
+            raise DataError(Problem("model.chat_template_path", message)) from error
         self.has_generation = bool(found)
         self._captured = any(found)
         self._globals = dict(self._template.globals)

@@ -98,7 +98,7 @@ def test_a_csv_line_that_is_not_utf_8_is_named_and_the_next_is_read(tmp_path: Pa
     path.write_bytes(b"prompt,completion\na,b\n\xff,c\n\nd,e\n\n")
     lines = list(READERS[".csv"](path, 0, 0))
     assert [(line.line, line.value and line.value["prompt"]) for line in lines] == [(2, "a"), (3, None), (5, "d")]
-    assert "not CSV: 'utf-8' codec can't decode byte 0xff" in (lines[1].error or "")
+    assert lines[1].error == "not UTF-8"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
