@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sftctl.engine.data import labels
 from sftctl.engine.data.formats import TokensRow
 from sftctl.engine.data.labels import Chunk
-from sftctl.engine.data.rendering import Loss, RenderedRow
+from sftctl.engine.data.rendering import ROLE_CODES, Loss, RenderedRow
 from sftctl.engine.data.tokens import Encoded
 from sftctl.records import Rendered, Span
 
@@ -152,15 +152,17 @@ def test_framed_rows_have_one_eos_and_what_the_tokenizer_adds(
     if ends_with_eos and eos is not None:
         chunk.ids[chunk.offsets[1:][chunk.lengths > 0] - 1] = eos
     framed = labels.framed(chunk, prefix, suffix, eos)
-    for ids, trained, old in zip(
-        split(framed, framed.ids), split(framed, framed.trained), split(chunk, chunk.ids), strict=True
+    for ids, trained, roles, old in zip(
+        *(split(framed, values) for values in (framed.ids, framed.trained, framed.roles)),
+        split(chunk, chunk.ids),
+        strict=True,
     ):
         expected = [*prefix, *old, *suffix]
         if eos is not None and (not (old or suffix) or (suffix or old)[-1] != eos):
             expected.append(eos)
         assert ids == expected
         assert not any(trained[: len(prefix)])
-        if eos is not None and len(ids) > 1:
+        if eos is not None and len(ids) > 1 and roles[-1] != ROLE_CODES["prompt"]:
             assert trained[-1]
     assert framed.whole.tolist() == framed.lengths.tolist()
 
