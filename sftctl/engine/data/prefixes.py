@@ -26,7 +26,7 @@ from sftctl.records import IGNORE_INDEX
 Integers = NDArray[np.int64]
 
 MIN_TOKENS = 16
-"""Shorter prefixes are left where they are: a piece of its own costs about as much as it saves."""
+"""Shorter prefixes are left where they are: a piece has a cost of its own. Chosen, not measured."""
 
 
 @dataclass(frozen=True, slots=True)
